@@ -1,0 +1,137 @@
+"""Ray: start or join a cluster, start actors, and wait for them without ever waiting silently."""
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from selfkd.errors import InfrastructureError
+from selfkd.hardware import cores
+
+Check = Callable[[], None]
+"""Called while waiting; raises to give up (a stop was asked for)."""
+
+
+class ActorLost(InfrastructureError):
+    """An actor's process ended under a call."""
+
+
+class Cluster:
+    """A started or joined Ray cluster; closing it ends every process that it started."""
+
+    def __init__(self, address: str, *, timeout: float) -> None:
+        """`address` is `local`, `auto` or `ray://host:port`; `timeout` in seconds for placement."""
+        self.address = address
+        self.timeout = timeout
+
+    def __enter__(self) -> "Cluster":
+        # Ray reads these while it starts; a laptop run reports nothing and colours nothing.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        options: dict[str, Any] = {"namespace": f"selfkd-{os.getpid()}", "log_to_driver": False}
+        if self.address == "local":
+            options |= {"address": "local", "num_cpus": cores(), "include_dashboard": False}
+            options["object_store_memory"] = 256 * 2**20
+        else:
+            options["address"] = self.address
+        try:
+            ray.init(**options, logging_level=logging.ERROR, configure_logging=False)
+        except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+            raise InfrastructureError(
+                f"cannot reach a Ray cluster at {self.address!r}: {str(error).splitlines()[0]}",
+                where="cluster.address",
+                remedy="unset RAY_ADDRESS or pass `--local` to run on this machine alone",
+            ) from error
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        import ray
+
+        ray.shutdown()
+
+    def start(self, cls: type, *args: Any, gpus: float = 0, threads: int | None = None) -> Any:
+        """Start an actor of a plain class and return its handle; its constructor runs meanwhile.
+
+        Sampler and trainer take turns, so they reserve no logical CPU and each gets every core.
+        """
+        import ray
+
+        environment = {"OMP_NUM_THREADS": str(threads or cores()), "TOKENIZERS_PARALLELISM": "false"}
+        remote = ray.remote(cls).options(
+            num_cpus=0, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": environment}
+        )
+        return remote.remote(*args)
+
+    def get(self, ref: Any, what: str, *, timeout: float, check: Check = lambda: None) -> Any:
+        """The value of `ref`, or an error that says what was waited for and what there is."""
+        import ray
+
+        self._wait(ref, what, timeout, check)
+        with _actor_errors(what):
+            return ray.get(ref, timeout=60)
+
+    def stream(
+        self, generator: Any, what: str, *, timeout: float, check: Check = lambda: None
+    ) -> Iterator[Any]:
+        """The values of a streaming generator; `timeout` is the longest silence, in seconds."""
+        import ray
+
+        while True:
+            self._wait(generator, what, timeout, check)
+            with _actor_errors(what):
+                try:
+                    ref = next(generator)
+                except StopIteration:
+                    return
+                value = ray.get(ref, timeout=60)
+            yield value
+
+    def _wait(self, ref: Any, what: str, timeout: float, check: Check) -> None:
+        import ray
+
+        deadline = time.monotonic() + timeout
+        while not ray.wait([ref], timeout=0.25)[0]:
+            check()
+            if time.monotonic() > deadline:
+                raise InfrastructureError(
+                    f"waited {timeout:.0f} s for {what}",
+                    where="cluster",
+                    remedy=f"the cluster has {resources()}; ask for less or raise the time-out",
+                )
+
+
+def resources() -> str:
+    """What the cluster has and what is free, for messages."""
+    import ray
+
+    total, free = ray.cluster_resources(), ray.available_resources()
+    names = [n for n in ("CPU", "GPU") if n in total]
+    return ", ".join(f"{free.get(n, 0):g} of {total[n]:g} {n} free" for n in names)
+
+
+def kill(actor: Any) -> None:
+    """End an actor's process at once; harmless if it is gone."""
+    import ray
+
+    with contextlib.suppress(ValueError, ray.exceptions.RayError):
+        ray.kill(actor, no_restart=True)
+
+
+@contextlib.contextmanager
+def _actor_errors(what: str) -> Iterator[None]:
+    """Give errors of actors back as themselves: ours unwrapped, deaths as ActorLost."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, Exception):
+            raise cause from error
+        raise
+    except (ray.exceptions.RayActorError, ray.exceptions.ActorUnavailableError) as error:
+        raise ActorLost(f"{what}: {str(error).splitlines()[0]}") from error

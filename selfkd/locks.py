@@ -1,0 +1,61 @@
+"""One process works on a run at a time."""
+
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+
+from selfkd.errors import LockHeld
+from selfkd.ledger import disk_error, now
+
+
+class RunLock:
+    """An advisory lock on `RUN/lock`; the kernel drops it with the process that held it.
+
+    `stale` is the record of a former holder that died without releasing it, or None.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "lock"
+        self.stale: dict[str, object] | None = None
+
+    def __enter__(self) -> "RunLock":
+        try:
+            self._file = self.path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+        self._file.seek(0)
+        holder = self._file.read()
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise self._held(holder) from None
+        self.stale = json.loads(holder) if holder.strip() else None
+        self._write({"pid": os.getpid(), "host": socket.gethostname(), "time": now()})
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._write(None)
+        self._file.close()
+
+    def _write(self, holder: dict[str, object] | None) -> None:
+        self._file.truncate(0)
+        if holder:
+            self._file.write(json.dumps(holder))
+        self._file.flush()
+
+    def _held(self, holder: str) -> LockHeld:
+        who = json.loads(holder) if holder.strip() else {}
+        return LockHeld(
+            f"process {who.get('pid', '?')} on {who.get('host', '?')} works on this run",
+            where=str(self.path.parent),
+            remedy="wait for it to end, or stop it",
+        )

@@ -1,0 +1,153 @@
+"""Which scored samples are kept: pure, composable rules over one table of candidates.
+
+A rule looks at the candidates that earlier rules left alive and gives each one it drops a reason.
+`a | b` applies `a`, then `b`.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Scored samples in columns, each of length N; an unscored reward is NaN."""
+
+    sample_ids: Sequence[str]
+    prompt_ids: Sequence[str]
+    completions: Sequence[str]
+    answers: Sequence[str | None]
+    finishes: Sequence[str]
+    lengths: np.ndarray
+    """Tokens of each completion."""
+    rewards: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+
+Reasons = dict[int, str]
+"""Index of a dropped candidate -> why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A named rule: `drop(candidates, alive indices, rng)` returns the reasons of what it drops."""
+
+    name: str
+    drop: Callable[[Candidates, np.ndarray, np.random.Generator], Reasons]
+
+    def __or__(self, other: "Rule") -> "Rule":
+        def drop(c: Candidates, alive: np.ndarray, rng: np.random.Generator) -> Reasons:
+            first = self.drop(c, alive, rng)
+            rest = np.array([i for i in alive if i not in first], dtype=np.int64)
+            return first | other.drop(c, rest, rng)
+
+        return Rule(f"{self.name} | {other.name}", drop)
+
+    def apply(self, candidates: Candidates, rng: np.random.Generator) -> list[str | None]:
+        """The reason each candidate is dropped, or None where it is kept."""
+        reasons = self.drop(candidates, np.arange(len(candidates)), rng)
+        return [reasons.get(i) for i in range(len(candidates))]
+
+
+def above(threshold: float, *, inclusive: bool = False) -> Rule:
+    """Reward over the threshold; what has no reward is dropped as unscored (ReST's filter)."""
+
+    def drop(c: Candidates, alive: np.ndarray, rng: np.random.Generator) -> Reasons:
+        rewards = c.rewards[alive]
+        passed = rewards >= threshold if inclusive else rewards > threshold
+        return {
+            int(i): "unscored" if np.isnan(r) else f"reward below {threshold:g}"
+            for i, r in zip(alive[~passed], rewards[~passed], strict=True)
+        }
+
+    return Rule(f"{'at_least' if inclusive else 'above'}({threshold:g})", drop)
+
+
+def correct() -> Rule:
+    """Reward 1: right by a rule that compares with the reference answer."""
+
+    def drop(c: Candidates, alive: np.ndarray, rng: np.random.Generator) -> Reasons:
+        reasons = {}
+        for i in alive:
+            if np.isnan(c.rewards[i]):
+                reasons[int(i)] = "unscored"
+            elif c.rewards[i] < 1:
+                reasons[int(i)] = "incorrect"
+        return reasons
+
+    return Rule("correct", drop)
+
+
+def finished() -> Rule:
+    """The model ended the completion itself, and wrote something."""
+
+    def drop(c: Candidates, alive: np.ndarray, rng: np.random.Generator) -> Reasons:
+        reasons = {}
+        for i in alive:
+            if c.finishes[i] != "stop":
+                reasons[int(i)] = "truncated"
+            elif not c.completions[i].strip():
+                reasons[int(i)] = "empty"
+        return reasons
+
+    return Rule("finished", drop)
+
+
+def unique(key: Callable[[str], Hashable] = str.strip) -> Rule:
+    """The first of each prompt's completions with the same text (or the same `key` of the text)."""
+
+    def drop(c: Candidates, alive: np.ndarray, rng: np.random.Generator) -> Reasons:
+        seen: set[tuple[str, Hashable]] = set()
+        reasons = {}
+        for i in alive:
+            identity = (c.prompt_ids[i], key(c.completions[i]))
+            if identity in seen:
+                reasons[int(i)] = "duplicate"
+            seen.add(identity)
+        return reasons
+
+    name = getattr(key, "__name__", "key")
+    return Rule("unique" if key is str.strip else f"unique({name})", drop)
+
+
+def at_most(count: int) -> Rule:
+    """A seeded random `count` of each prompt's candidates, not the first ones (ReST-EM: 10)."""
+
+    def drop(c: Candidates, alive: np.ndarray, rng: np.random.Generator) -> Reasons:
+        reasons = {}
+        for members in _by_prompt(c, alive).values():
+            for i in rng.permutation(members)[count:]:
+                reasons[int(i)] = f"over {count} a prompt"
+        return reasons
+
+    return Rule(f"at_most({count})", drop)
+
+
+def top(count: int) -> Rule:
+    """The `count` best-rewarded of each prompt's candidates, ties broken by order."""
+
+    def drop(c: Candidates, alive: np.ndarray, rng: np.random.Generator) -> Reasons:
+        reasons = {}
+        for members in _by_prompt(c, alive).values():
+            ranked = sorted(members, key=lambda i: -np.nan_to_num(c.rewards[i], nan=-np.inf))
+            for i in ranked[count:]:
+                reasons[i] = f"not in the best {count}"
+        return reasons
+
+    return Rule(f"top({count})", drop)
+
+
+def everything() -> Rule:
+    """Keep all: the control without a judge."""
+    return Rule("everything", lambda c, alive, rng: {})
+
+
+def _by_prompt(c: Candidates, alive: np.ndarray) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i in alive:
+        groups[c.prompt_ids[i]].append(int(i))
+    return groups

@@ -1,0 +1,256 @@
+"""A run: the loop's view of it, and the processes, policies and records behind its verbs."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from selfkd.chat import render
+from selfkd.cluster import Cluster
+from selfkd.config import Resolved
+from selfkd.errors import DataError, InfrastructureError
+from selfkd.gate import paired_test
+from selfkd.hardware import compute_dtype
+from selfkd.judging import JudgePool, JudgeSpec
+from selfkd.ledger import Ledger, Step, write_atomically
+from selfkd.metrics import alarms, round_rows
+from selfkd.policies import Policies
+from selfkd.progress import Reporter
+from selfkd.prompts import PromptSource
+from selfkd.records import Message, Prompt, Sample, Verdict
+from selfkd.round import HELDOUT, Round
+from selfkd.sampling.actor import EngineOptions
+from selfkd.sampling.pool import SamplerPool
+from selfkd.training.base import TrainJob, TrainReport
+
+
+class EndOfRun(Exception):
+    """Raised to end a loop early but in order; `reason` is recorded."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Run:
+    """What a loop is given: prompts, held-out prompts, judges, and rounds to work in."""
+
+    def __init__(
+        self,
+        resolved: Resolved,
+        ledger: Ledger,
+        cluster: Cluster,
+        *,
+        model_path: Path,
+        prompts: PromptSource,
+        judge: JudgeSpec,
+        gold_judge: JudgeSpec | None,
+        reporter: Reporter,
+        check_stop: Callable[[], None],
+    ) -> None:
+        self.config = resolved.config
+        self.options = resolved.options
+        self.ledger = ledger
+        self.prompts = prompts
+        self.judge = judge
+        self.gold_judge = gold_judge
+        self.reporter = reporter
+        self.policies = Policies(ledger, model_path)
+        self.best = "base"
+        self.newest = "base"
+        """The policy trained last, promoted or not."""
+        self._current = "base"
+        self._heldout_rewards: dict[str, dict[str, float]] = {}
+        self._cluster = cluster
+        self._model_path = model_path
+        self._check_stop = check_stop
+        self._trainer: Any = None
+        self._judges: dict[str, JudgePool] = {}
+        self.sampler = self._make_sampler()
+
+    # -- for loops ------------------------------------------------------------------------------
+
+    @cached_property
+    def heldout(self) -> list[Prompt]:
+        """The fixed held-out prompts; never trained on."""
+        return self.prompts.heldout()
+
+    def rounds(self, count: int) -> Iterator[Round]:
+        """Measure the base on held-out, then yield rounds 0 to `count - 1`, one trained policy
+        each."""
+        Round(self, 0, "base").evaluate(self.heldout, self.gold_judge, policy="base")
+        for number in range(count):
+            round = Round(self, number, self._current)
+            yield round
+            self._end_round(number)
+            self._check_stop()
+        self._end_round(count)
+
+    # -- for rounds -----------------------------------------------------------------------------
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base model's tokenizer."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self._model_path)
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of chat messages, ready to be completed."""
+        return render(self.tokenizer, list(messages))
+
+    def judge_batches(
+        self, judge: JudgeSpec, batches: Iterator[list[Sample]]
+    ) -> Iterator[list[Verdict]]:
+        """Verdicts of each batch in order; judging runs in worker processes of its own."""
+        identity = judge.identity()
+        if identity not in self._judges:
+            settings = self.config.judging
+            self._judges[identity] = JudgePool(
+                judge, workers=settings.workers, timeout=settings.timeout
+            )
+        return self._judges[identity].judge_batches(batches)
+
+    def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
+        """Run one training in the trainer process; `follow` sees each logged step."""
+        from selfkd.training.trainer import LocalTrainer
+
+        if self._trainer is None:
+            gpus = self.config.cluster.trainer_gpus
+            self._trainer = self._cluster.start(LocalTrainer, gpus=gpus)
+        tail = _Tail(Path(job.log_file), follow)
+
+        def check() -> None:
+            tail.read()
+            self._check_stop()
+
+        try:
+            return self._cluster.get(
+                self._trainer.train.remote(job), "the training", timeout=7 * 86_400, check=check
+            )
+        except InfrastructureError as error:
+            self._trainer = None
+            raise InfrastructureError(
+                f"the trainer ended early ({error.message}), likely for lack of memory",
+                where="train",
+                remedy="lower train.micro_batch_size or set train.lora_rank, then resume",
+            ) from error
+
+    def trained(self, policy: str) -> None:
+        """A training made `policy`; it is current until a gate says otherwise."""
+        self.newest = self._current = policy
+
+    def gate(self, round: Round, policy: str, rewards: dict[str, float]) -> None:
+        """Promote a measured policy, or go back to the best one if it is worse (paired test)."""
+        self._heldout_rewards[policy] = rewards
+        if policy == self.best or not rewards:
+            return
+        result = paired_test(rewards, self._heldout_rewards[self.best], seed=self.config.seed)
+        gated = self.config.gate.mode != "off"
+        fell = gated and result.delta < 0 and result.p_value < self.config.gate.alpha
+        decision = "rolled_back" if fell else "promoted"
+        facts = {
+            "policy": policy,
+            "decision": decision,
+            "best": self.best,
+            "p_value": result.p_value,
+            "delta": result.delta,
+        }
+        step = self.ledger.step(
+            round.number, "gate", HELDOUT, {"policy": policy, "best": self.best, "gated": gated}
+        )
+        if not step.finished:
+            step.finish(facts)
+            self.emit("gate", round=round.number, **facts)
+        if fell:
+            self._current = self.best
+            if self.config.gate.on_fail == "stop":
+                self._end_round(round.number)
+                raise EndOfRun(
+                    f"{policy} fell below {self.best} on held-out "
+                    f"({result.delta:+.3f}, p={result.p_value:.3f}); rolled back"
+                )
+        elif result.delta >= 0:
+            self.best = policy
+
+    def emit(self, name: str, **fields: Any) -> None:
+        """Record an event and show it."""
+        self.ledger.event(name, **fields)
+        self.reporter.event(name, **fields)
+
+    def progress(self, round: int, step: Step, done: int, total: int, **fields: Any) -> None:
+        """Show progress of a step, and give way to a requested stop."""
+        self.reporter.event(
+            "step_progress", round=round, step=step.path.name, verb=step.verb, label=step.label,
+            done=done, total=total, **fields,
+        )
+        self._check_stop()
+
+    def close(self) -> None:
+        """End the processes of this run."""
+        self.sampler.close()
+        for pool in self._judges.values():
+            pool.close()
+
+    def _end_round(self, number: int) -> None:
+        rows = round_rows(self.ledger.path)
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        write_atomically(self.ledger.path / "metrics.jsonl", lines.encode())
+        row = next((r for r in rows if r["round"] == number), None)
+        if row is None:
+            raise DataError(f"round {number} recorded nothing", where=str(self.ledger.path))
+        self.reporter.event("round_row", row=row)
+        self._finish_round(number, rows)
+
+    def _finish_round(self, number: int, rows: list[dict[str, Any]]) -> None:
+        marker = self.ledger.step(number, "round", "", {})
+        if marker.finished:
+            return
+        marker.finish({})
+        self.emit("round_finished", round=number)
+        for alarm in alarms([r for r in rows if r["round"] <= number]):
+            if alarm.round == number:
+                self.emit(
+                    "alarm", round=number, level=alarm.level, alarm=alarm.name, message=alarm.message
+                )
+
+    def _make_sampler(self) -> SamplerPool:
+        engine, cluster = self.config.engine, self.config.cluster
+        options: dict[str, Any] = {
+            "dtype": compute_dtype(engine.dtype),
+            "max_num_seqs": engine.max_num_seqs,
+        }
+        if engine.kind == "vllm":
+            options |= {"max_model_len": engine.max_model_len, "kv_cache_gib": engine.kv_cache_gib}
+        return SamplerPool(
+            self._cluster,
+            EngineOptions(engine.kind, options),
+            seed=self.config.seed,
+            gpus=cluster.sampler_gpus,
+            sync=engine.sync,
+            max_restarts=engine.max_restarts,
+            start_timeout=engine.start_timeout,
+            silence_timeout=max(600.0, engine.start_timeout),
+            check=self._check_stop,
+        )
+
+
+class _Tail:
+    """Follows a JSON-lines file that another process appends to."""
+
+    def __init__(self, path: Path, follow: Callable[[dict[str, Any]], None]) -> None:
+        self._path = path
+        self._follow = follow
+        self._offset = 0
+
+    def read(self) -> None:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._offset += len(line)
+                self._follow(json.loads(line))

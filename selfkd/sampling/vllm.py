@@ -1,0 +1,132 @@
+"""vLLM behind the engine protocol: continuous batching, and weights replaced in place.
+
+The engine runs inside its actor's own process (no second process to lose) and is fed request by
+request, so that shards finish while others are still being written.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from selfkd.errors import InfrastructureError
+from selfkd.hardware import compute_dtype
+from selfkd.sampling.base import Completion, Request, Sampling
+
+if TYPE_CHECKING:
+    import torch
+
+
+def set_environment(kv_cache_gib: float) -> None:
+    """Environment that vLLM reads while it is imported."""
+    os.environ.update(
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        VLLM_CPU_KVCACHE_SPACE=str(max(1, round(kv_cache_gib))),
+        VLLM_CPU_NUM_OF_RESERVED_CPU="0",
+        VLLM_NO_USAGE_STATS="1",
+        VLLM_LOGGING_LEVEL=os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+    )
+
+
+class VLLMEngine:
+    """One vLLM engine holding one policy's weights."""
+
+    def __init__(
+        self,
+        policy: str,
+        path: str,
+        *,
+        dtype: str = "auto",
+        max_model_len: int = 1024,
+        max_num_seqs: int = 256,
+        kv_cache_gib: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        set_environment(kv_cache_gib)
+        from vllm import LLM
+
+        self.policy = policy
+        self._counter = 0
+        self._llm = LLM(
+            path,
+            dtype=compute_dtype(dtype),  # type: ignore[arg-type]
+            enforce_eager=True,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            seed=seed,
+            disable_log_stats=True,
+        )
+        self._engine = self._llm.llm_engine
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling
+    ) -> Iterator[tuple[str, list[Completion]]]:
+        """Yield requests as they finish; see `Engine.generate`."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        names: dict[str, str] = {}
+        for request in requests:
+            self._counter += 1
+            # No request seed: vLLM's CPU sampler dies of one. The engine is seeded instead.
+            params = SamplingParams(
+                n=request.n,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                max_tokens=sampling.max_tokens,
+                stop=list(sampling.stop) or None,
+                logprobs=0,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            name = str(self._counter)
+            names[name] = request.id
+            prompt = {"prompt_token_ids": list(request.prompt_tokens)}
+            self._engine.add_request(name, prompt, params)  # type: ignore[arg-type]
+        while self._engine.has_unfinished_requests():
+            for output in self._engine.step():
+                if output.finished:
+                    yield names[output.request_id], [_completion(c) for c in output.outputs]
+
+    def load(self, policy: str, path: str) -> None:
+        """Replace the weights in place; the caller checks them with `logprobs`."""
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+        self._llm.apply_model(_repack)
+        # Cached prompts hold keys and values of the old weights.
+        if not self._llm.reset_prefix_cache():
+            raise InfrastructureError("vLLM kept its prefix cache after a weight update")
+        self.policy = policy
+
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probability of each token given those before it; 0.0 for the first."""
+        from vllm import SamplingParams
+
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(s)} for s in sequences],  # type: ignore[list-item]
+            SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0),
+            use_tqdm=False,
+        )
+        return [_prompt_logprobs(o) for o in outputs]
+
+
+def _completion(output: Any) -> Completion:
+    finish = "stop" if output.finish_reason == "stop" else "length"
+    return Completion(output.text, tuple(output.token_ids), finish, output.cumulative_logprob)
+
+
+def _prompt_logprobs(output: Any) -> list[float]:
+    tokens, entries = output.prompt_token_ids, output.prompt_logprobs
+    return [
+        0.0 if entry is None else entry[token].logprob
+        for token, entry in zip(tokens, entries, strict=True)
+    ]
+
+
+def _repack(model: "torch.nn.Module") -> None:
+    """Redo the packing of linear weights, which reloading leaves stale where weights are tied."""
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if hasattr(module, "cpu_linear") and weight is not None and weight.ndim == 2:
+            if weight.numel():
+                dispatch_cpu_unquantized_gemm(module, remove_weight=False)

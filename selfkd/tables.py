@@ -1,0 +1,101 @@
+"""Handles on what verbs record: lazy, streamed shard by shard, readable again at any time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from selfkd.ledger import Step
+from selfkd.records import Decision, Prompt, Sample, Verdict, read_rows, read_samples
+from selfkd.rules import Candidates
+
+Batch = tuple[int, list[Sample]]
+"""Shard index and its samples."""
+
+
+class Samples:
+    """Completions of a `generate`; missing shards are made while they are iterated."""
+
+    def __init__(
+        self,
+        step: Step,
+        prompts: Sequence[Prompt],
+        produce: Callable[[], Iterator[Batch]],
+    ) -> None:
+        self.step = step
+        self.prompts = list(prompts)
+        self._produce = produce
+        self._by_id = {p.id: p for p in prompts}
+
+    def batches(self) -> Iterator[Batch]:
+        """Every shard once: recorded ones first, then the missing ones as they finish."""
+        for index in self.step.shards():
+            yield index, read_samples(self.step.read(index), self._by_id)
+        if not self.step.finished:
+            yield from self._produce()
+
+    @cached_property
+    def rows(self) -> list[Sample]:
+        """All samples in shard order."""
+        batches = dict(self.batches())
+        return [sample for index in sorted(batches) for sample in batches[index]]
+
+
+class Scored:
+    """Samples with their verdicts; judging happens while this is iterated."""
+
+    def __init__(self, step: Step, samples: Samples, produce: Callable[[], None]) -> None:
+        self.step = step
+        self.samples = samples
+        self._produce = produce
+
+    @cached_property
+    def verdicts(self) -> dict[str, Verdict]:
+        """Sample id -> verdict; waits for all of them."""
+        if not self.step.finished:
+            self._produce()
+        rows = [v for table in self.step.tables() for v in read_rows(table, Verdict)]
+        return {v.sample_id: v for v in rows}
+
+    def candidates(self) -> Candidates:
+        """The scored samples in columns, for rules."""
+        samples, verdicts = self.samples.rows, self.verdicts
+        rewards = [verdicts[s.id].reward for s in samples]
+        return Candidates(
+            sample_ids=[s.id for s in samples],
+            prompt_ids=[s.prompt.id for s in samples],
+            completions=[s.completion for s in samples],
+            answers=[verdicts[s.id].answer for s in samples],
+            finishes=[s.finish for s in samples],
+            lengths=np.array([len(s.tokens) for s in samples], dtype=np.int64),
+            rewards=np.array([np.nan if r is None else r for r in rewards], dtype=np.float64),
+        )
+
+    def failed_prompts(self) -> list[Prompt]:
+        """Prompts none of whose samples has reward 1, in order (STaR rationalises these)."""
+        solved = {v.prompt_id for v in self.verdicts.values() if (v.reward or 0) >= 1}
+        return [p for p in self.samples.prompts if p.id not in solved]
+
+    def mean_rewards(self) -> dict[str, float]:
+        """Prompt id -> mean reward of its scored samples."""
+        groups: dict[str, list[float]] = {}
+        for verdict in self.verdicts.values():
+            if verdict.reward is not None:
+                groups.setdefault(verdict.prompt_id, []).append(verdict.reward)
+        return {prompt: float(np.mean(rewards)) for prompt, rewards in groups.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The samples a rule kept, with their weights."""
+
+    step: Step
+    scored: "Scored | Samples"
+    decisions: Sequence[Decision]
+
+    def rows(self) -> list[tuple[Sample, float]]:
+        """Kept samples with their weights, in order."""
+        samples = self.scored.samples if isinstance(self.scored, Scored) else self.scored
+        weights = {d.sample_id: d.weight for d in self.decisions if d.kept}
+        return [(s, weights[s.id]) for s in samples.rows if s.id in weights]

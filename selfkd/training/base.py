@@ -1,0 +1,78 @@
+"""What the engine asks of whatever updates a policy."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainOptions(BaseModel):
+    """Optimiser settings shared by every objective (config section `train`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    learning_rate: float = Field(2e-5, gt=0, allow_inf_nan=False)
+    """Peak learning rate."""
+    epochs: float = Field(2, gt=0)
+    """Passes over the kept examples; ignored where a loop asks for a number of steps."""
+    batch_size: int = Field(16, ge=1)
+    """Examples per optimiser step."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Examples per forward pass; gradients accumulate up to batch_size. Default: batch_size."""
+    schedule: str = "linear"
+    """Learning-rate schedule, a transformers scheduler name."""
+    warmup_ratio: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps that warm up."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW weight decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradient clipping norm."""
+    dtype: str = "auto"
+    """float32 or bfloat16 autocast; auto takes bfloat16 where the hardware multiplies it fast."""
+    lora_rank: int = Field(0, ge=0)
+    """LoRA rank; 0 trains every weight. The adapter is merged into the policy that is saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """One training: plain values only, so that it crosses processes."""
+
+    objective: str
+    """`sft` (weights of examples included); `dpo` and `gkd` follow."""
+    objective_options: dict[str, Any]
+    example_files: tuple[str, ...]
+    """Parquet files of schema `records.EXAMPLES`."""
+    start_path: str
+    """HF model directory to start from."""
+    out_dir: str
+    """Empty directory to write the new policy to (HF format, safetensors, tokenizer included)."""
+    log_file: str
+    """JSON lines: {"step", "loss", "grad_norm", "learning_rate", "epoch", "tokens"}."""
+    seed: int
+    options: TrainOptions
+    max_steps: int | None = None
+    """Optimiser steps; overrides epochs."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """What a training did."""
+
+    steps: int
+    examples: int
+    tokens: int
+    """Non-padding tokens processed, prompts included, all epochs."""
+    loss_first: float
+    loss_last: float
+    seconds: float
+    canary: tuple[tuple[tuple[int, ...], tuple[float, ...]], ...] = ()
+    """(tokens, log-probabilities) pairs of fixed sequences under the new policy, against which a
+    sampler checks that it really holds these weights."""
+
+
+class Trainer(Protocol):
+    """Lives in one actor process for the whole run."""
+
+    def train(self, job: TrainJob) -> TrainReport:
+        """Train and save. Raises DataError on NaN loss or an empty set; out_dir is then unusable."""
+        ...
