@@ -60,7 +60,10 @@ class Cluster:
         """
         import ray
 
-        environment = {"OMP_NUM_THREADS": str(threads or cores()), "TOKENIZERS_PARALLELISM": "false"}
+        environment = {
+            "OMP_NUM_THREADS": str(threads or cores()),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         remote = ray.remote(cls).options(
             num_cpus=0, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": environment}
         )

@@ -15,6 +15,8 @@ class SelfkdError(Exception):
         self.message = message
         self.where = where
         self.remedy = remedy
+        self.resume = ""
+        """The command that goes on with the run that was stopped, where there is one."""
 
     def __str__(self) -> str:
         parts = [f"{self.where}: {self.message}" if self.where else self.message]
@@ -47,6 +49,10 @@ class DataError(SelfkdError):
     """The data, or what the model or judge made of it, cannot be used (exit 4)."""
 
     exit_code = 4
+
+
+class Diverged(DataError):
+    """A training met a loss or gradient that is not finite; nothing of it is used (exit 4)."""
 
 
 class InfrastructureError(SelfkdError):

@@ -1,6 +1,7 @@
 """Finds loops and judges by built-in name, entry point, `path.py:name` or `module:name`."""
 
 import ast
+import contextlib
 import difflib
 import hashlib
 import importlib
@@ -20,6 +21,9 @@ from selfkd.records import content_hash
 
 Kind = Literal["loop", "judge"]
 JudgeKind = Literal["function", "async", "class", "trl"]
+
+Said = bool | Callable[[Any], bool] | None
+"""What a judge says of itself: yes, no, nothing, or a function of its options."""
 
 T = TypeVar("T")
 
@@ -42,9 +46,7 @@ def loop(name: str, *, paper: str = "", options: type | None = None) -> Callable
     return _marker(_Mark("loop", name, paper, options))
 
 
-def judge(
-    name: str, *, gold: bool | None = None, needs_answer: bool | None = None
-) -> Callable[[T], T]:
+def judge(name: str, *, gold: Said = None, needs_answer: Said = None) -> Callable[[T], T]:
     """Register a judge function or class under a name of its own.
 
     `gold`: it compares with the reference answer. `needs_answer`: prompts without one are refused
@@ -240,10 +242,11 @@ def _execute(name: str, path: Path, source: bytes, digest: str) -> ModuleType:
     module.__dict__["__selfkd_digest__"] = digest
     sys.modules[name] = module  # dataclasses and pydantic look their module up while it runs
     try:
-        exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for data
+            exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, Exception):
+        if isinstance(error, Exception | SystemExit):
             raise _import_failed(error, str(path)) from error
         raise
     return module
@@ -251,12 +254,13 @@ def _execute(name: str, path: Path, source: bytes, digest: str) -> ModuleType:
 
 def _import_module(name: str, spec: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
-    except Exception as error:
+        with contextlib.redirect_stdout(sys.stderr):
+            return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
         raise _import_failed(error, spec) from error
 
 
-def _import_failed(error: Exception, where: str) -> UsageError:
+def _import_failed(error: BaseException, where: str) -> UsageError:
     if isinstance(error, SyntaxError) and error.lineno:
         where = f"{error.filename}:{error.lineno}"
     return UsageError(

@@ -57,9 +57,7 @@ class Policies:
         recorded = json.loads(manifest.read_text())
         return recorded["report"] if recorded["fingerprint"] == fingerprint else None
 
-    def commit(
-        self, name: str, fingerprint: str, report: dict[str, Any], canary: Canary
-    ) -> Policy:
+    def commit(self, name: str, fingerprint: str, report: dict[str, Any], canary: Canary) -> Policy:
         """Make the staged policy durable and visible, in one rename."""
         staged = self._ledger.path / "policies" / f".tmp-{name}"
         files = sorted(p for p in staged.iterdir() if p.is_file())

@@ -76,6 +76,18 @@ class Sample:
         """The prompt's other columns."""
         return self.prompt.columns
 
+    def verdict(
+        self,
+        reward: float | None,
+        *,
+        status: Status = "ok",
+        answer: str | None = None,
+        rationale: str = "",
+        cost_usd: float = 0.0,
+    ) -> "Verdict":
+        """A judge's verdict on this sample; the pool that runs the judge fills in its name."""
+        return Verdict(self.id, self.prompt.id, "", reward, status, answer, rationale, cost_usd)
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -205,9 +217,7 @@ def prompts_table(prompts: Iterable[Prompt]) -> pa.Table:
 def read_prompts(table: pa.Table) -> list[Prompt]:
     """The inverse of `prompts_table`."""
     return [
-        Prompt(
-            r["id"], tuple(json.loads(r["messages"])), r["answer"], json.loads(r["columns"])
-        )
+        Prompt(r["id"], tuple(json.loads(r["messages"])), r["answer"], json.loads(r["columns"]))
         for r in table.to_pylist()
     ]
 

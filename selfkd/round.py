@@ -80,7 +80,11 @@ class Round:
         }
         step = self._step("generate", label, args, len(prompts) * n)
         plan = _plan(prompts, n)
-        return Samples(step, prompts, lambda: self._sample(step, plan, n, sampling, version, view))
+        samples = Samples(
+            step, prompts, lambda: self._sample(step, plan, n, sampling, version, view)
+        )
+        self.run.owed.append(samples)
+        return samples
 
     def _prompts(
         self,
@@ -93,7 +97,7 @@ class Round:
         args = {"prompts": content_hash([p.id for p in drawn]), "view": view.name}
         step = self._step("prompts", label, args, len(drawn))
         if not step.finished:
-            limit = self.run.config.engine.max_model_len - sampling.max_tokens
+            limit = self.run.setting.context - sampling.max_tokens
             fits = [p for p in drawn if len(self.run.render(view(p))) <= limit]
             step.write(0, prompts_table(fits))
             self._finish(step, {"prompts": len(fits), "too_long": len(drawn) - len(fits)})
@@ -130,7 +134,9 @@ class Round:
             else:
                 done = (before + item.requests) * n
                 self._progress(step, done, total * n, tokens=item.tokens)
-        rows = [r for table in step.tables() for r in table.select(["finish", "tokens"]).to_pylist()]
+        rows = [
+            r for table in step.tables() for r in table.select(["finish", "tokens"]).to_pylist()
+        ]
         self._finish(
             step,
             {
@@ -166,7 +172,9 @@ class Round:
         label = label or samples.step.label
         args = {"samples": samples.step.fingerprint, "judge": judge.identity()}
         step = self._step("judge", label, args, 0)
-        return Scored(step, samples, lambda: self._judge(step, samples, judge))
+        scored = Scored(step, samples, lambda: self._judge(step, samples, judge))
+        self.run.owed.insert(0, scored)  # before its samples, which it takes as they come
+        return scored
 
     def _judge(self, step: Step, samples: Samples, judge: JudgeSpec) -> None:
         owed: list[int] = []
@@ -216,7 +224,9 @@ class Round:
         step = self._step("keep", label, args, 0)
         if not step.finished:
             candidates = scored.candidates()
-            reasons = rule.apply(candidates, np.random.default_rng([self.run.config.seed, self.number]))
+            reasons = rule.apply(
+                candidates, np.random.default_rng([self.run.config.seed, self.number])
+            )
             decisions = [
                 Decision(sample, prompt, reason is None, reason or "kept")
                 for sample, prompt, reason in zip(
@@ -275,7 +285,7 @@ class Round:
         self, step: Step, objective: SFT, origin: Policy, options: Any, steps: int | None
     ) -> None:
         if not step.has(0):
-            step.write(0, rows_table(objective.examples(self.run.tokenizer), EXAMPLES))
+            step.write(0, rows_table(objective.examples(self.run.setting.tokenizer), EXAMPLES))
         count = step.read(0).num_rows
         if not count:
             self._no_signal(step)
@@ -327,11 +337,11 @@ class Round:
         if not prompts or judge is None:
             return {}
         measured = policy or self.run.newest
+        if (known := self.run.heldout_rewards(measured)) is not None:
+            return known  # the round trained nothing, so there is nothing new to measure
         place = self if measured == self.policy else Round(self.run, self.number + 1, measured)
         greedy = self.run.config.sampling.model_copy(update={"temperature": 0.0})
-        samples = place.generate(
-            prompts, n=1, sampling=greedy, policy=measured, label=HELDOUT
-        )
+        samples = place.generate(prompts, n=1, sampling=greedy, policy=measured, label=HELDOUT)
         rewards = place.judge(samples, judge).mean_rewards()
         self.run.gate(place, measured, rewards)
         return rewards
@@ -342,7 +352,11 @@ class Round:
         step = self.run.ledger.step(self.number, verb, label, args)
         if not step.finished:
             self.run.emit(
-                "step_started", round=self.number, step=step.path.name, verb=verb, label=label,
+                "step_started",
+                round=self.number,
+                step=step.path.name,
+                verb=verb,
+                label=label,
                 total=total,
             )
         return step
@@ -350,14 +364,17 @@ class Round:
     def _progress(self, step: Step, done: int, total: int, **fields: Any) -> None:
         self.run.progress(self.number, step, done, total, **fields)
 
-    def _finish(
-        self, step: Step, summary: dict[str, Any], *, seconds: float | None = None
-    ) -> None:
+    def _finish(self, step: Step, summary: dict[str, Any], *, seconds: float | None = None) -> None:
         step.finish(summary, seconds=seconds)
         assert step.manifest is not None
         self.run.emit(
-            "step_finished", round=self.number, step=step.path.name, verb=step.verb,
-            label=step.label, seconds=step.manifest["seconds"], summary=summary,
+            "step_finished",
+            round=self.number,
+            step=step.path.name,
+            verb=step.verb,
+            label=step.label,
+            seconds=step.manifest["seconds"],
+            summary=summary,
         )
 
 
@@ -371,4 +388,3 @@ def _plan(prompts: Sequence[Prompt], n: int) -> list[list[Prompt]]:
 def _report(result: TrainReport) -> dict[str, Any]:
     names = ("steps", "examples", "tokens", "loss_first", "loss_last", "seconds")
     return {name: getattr(result, name) for name in names}
-

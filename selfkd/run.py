@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from selfkd.chat import render
-from selfkd.cluster import Cluster
+from selfkd.cluster import ActorLost, Cluster, kill
 from selfkd.config import Resolved
 from selfkd.errors import DataError, InfrastructureError
 from selfkd.gate import paired_test
 from selfkd.hardware import compute_dtype
-from selfkd.judging import JudgePool, JudgeSpec
+from selfkd.judging import JudgeSpec
+from selfkd.judgepool import JudgePool
 from selfkd.ledger import Ledger, Step, write_atomically
 from selfkd.metrics import alarms, round_rows
 from selfkd.policies import Policies
@@ -22,6 +24,7 @@ from selfkd.records import Message, Prompt, Sample, Verdict
 from selfkd.round import HELDOUT, Round
 from selfkd.sampling.actor import EngineOptions
 from selfkd.sampling.pool import SamplerPool
+from selfkd.tables import Samples, Scored
 from selfkd.training.base import TrainJob, TrainReport
 
 
@@ -33,6 +36,21 @@ class EndOfRun(Exception):
         self.reason = reason
 
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What was settled before a run starts: model, engine kind, memory, devices."""
+
+    model_path: Path
+    tokenizer: Any
+    engine: str
+    swap: bool
+    """Sampler and trainer take turns in memory."""
+    context: int
+    """Longest prompt plus completion, tokens."""
+    sampler_gpus: float
+    trainer_gpus: float
+
+
 class Run:
     """What a loop is given: prompts, held-out prompts, judges, and rounds to work in."""
 
@@ -41,29 +59,29 @@ class Run:
         resolved: Resolved,
         ledger: Ledger,
         cluster: Cluster,
-        *,
-        model_path: Path,
+        setting: Setting,
         prompts: PromptSource,
-        judge: JudgeSpec,
-        gold_judge: JudgeSpec | None,
         reporter: Reporter,
         check_stop: Callable[[], None],
     ) -> None:
         self.config = resolved.config
         self.options = resolved.options
         self.ledger = ledger
+        self.setting = setting
         self.prompts = prompts
-        self.judge = judge
-        self.gold_judge = gold_judge
+        self.judge = resolved.judge
+        self.gold_judge = resolved.gold_judge
         self.reporter = reporter
-        self.policies = Policies(ledger, model_path)
+        self.policies = Policies(ledger, setting.model_path)
         self.best = "base"
         self.newest = "base"
         """The policy trained last, promoted or not."""
+        self.owed: list[Samples | Scored] = []
+        """Handles that a loop may not have looked into when its round ends."""
         self._current = "base"
+        self._round = 0
         self._heldout_rewards: dict[str, dict[str, float]] = {}
         self._cluster = cluster
-        self._model_path = model_path
         self._check_stop = check_stop
         self._trainer: Any = None
         self._judges: dict[str, JudgePool] = {}
@@ -81,24 +99,30 @@ class Run:
         each."""
         Round(self, 0, "base").evaluate(self.heldout, self.gold_judge, policy="base")
         for number in range(count):
-            round = Round(self, number, self._current)
-            yield round
+            self._round = number
+            yield Round(self, number, self._current)
             self._end_round(number)
             self._check_stop()
-        self._end_round(count)
+        self._round = count
+
+    def final_round(self) -> Round:
+        """The round after the last training: its samples end the curve, and nothing is trained."""
+        return Round(self, self._round, self._current)
+
+    def heldout_mean(self, policy: str) -> float | None:
+        """Mean held-out reward of a policy, or None where it was not measured."""
+        rewards = self._heldout_rewards.get(policy)
+        return sum(rewards.values()) / len(rewards) if rewards else None
 
     # -- for rounds -----------------------------------------------------------------------------
 
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The base model's tokenizer."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self._model_path)
+    def heldout_rewards(self, policy: str) -> dict[str, float] | None:
+        """Held-out rewards by prompt id of a policy that was measured, else None."""
+        return self._heldout_rewards.get(policy)
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         """Tokens of chat messages, ready to be completed."""
-        return render(self.tokenizer, list(messages))
+        return render(self.setting.tokenizer, list(messages))
 
     def judge_batches(
         self, judge: JudgeSpec, batches: Iterator[list[Sample]]
@@ -108,7 +132,11 @@ class Run:
         if identity not in self._judges:
             settings = self.config.judging
             self._judges[identity] = JudgePool(
-                judge, workers=settings.workers, timeout=settings.timeout
+                judge,
+                self._cluster,
+                workers=settings.workers,
+                timeout=settings.timeout,
+                check=self._check_stop,
             )
         return self._judges[identity].judge_batches(batches)
 
@@ -116,9 +144,10 @@ class Run:
         """Run one training in the trainer process; `follow` sees each logged step."""
         from selfkd.training.trainer import LocalTrainer
 
+        if self.setting.swap:
+            self.sampler.close()
         if self._trainer is None:
-            gpus = self.config.cluster.trainer_gpus
-            self._trainer = self._cluster.start(LocalTrainer, gpus=gpus)
+            self._trainer = self._cluster.start(LocalTrainer, gpus=self.setting.trainer_gpus)
         tail = _Tail(Path(job.log_file), follow)
 
         def check() -> None:
@@ -129,13 +158,16 @@ class Run:
             return self._cluster.get(
                 self._trainer.train.remote(job), "the training", timeout=7 * 86_400, check=check
             )
-        except InfrastructureError as error:
+        except ActorLost as error:
             self._trainer = None
             raise InfrastructureError(
-                f"the trainer ended early ({error.message}), likely for lack of memory",
+                f"the trainer's process was killed, likely for lack of memory ({error.message})",
                 where="train",
                 remedy="lower train.micro_batch_size or set train.lora_rank, then resume",
             ) from error
+        finally:
+            if self.setting.swap:
+                self._end_trainer()
 
     def trained(self, policy: str) -> None:
         """A training made `policy`; it is current until a gate says otherwise."""
@@ -166,7 +198,6 @@ class Run:
         if fell:
             self._current = self.best
             if self.config.gate.on_fail == "stop":
-                self._end_round(round.number)
                 raise EndOfRun(
                     f"{policy} fell below {self.best} on held-out "
                     f"({result.delta:+.3f}, p={result.p_value:.3f}); rolled back"
@@ -182,18 +213,41 @@ class Run:
     def progress(self, round: int, step: Step, done: int, total: int, **fields: Any) -> None:
         """Show progress of a step, and give way to a requested stop."""
         self.reporter.event(
-            "step_progress", round=round, step=step.path.name, verb=step.verb, label=step.label,
-            done=done, total=total, **fields,
+            "step_progress",
+            round=round,
+            step=step.path.name,
+            verb=step.verb,
+            label=step.label,
+            done=done,
+            total=total,
+            **fields,
         )
         self._check_stop()
+
+    def finish(self) -> None:
+        """Close the round that the loop ended in, and the one after it where its policy was
+        already measured."""
+        recorded = (int(p.name) for p in (self.ledger.path / "rounds").iterdir())
+        for number in sorted({self._round, *recorded}):
+            if number >= self._round:
+                self._end_round(number)
 
     def close(self) -> None:
         """End the processes of this run."""
         self.sampler.close()
+        self._end_trainer()
         for pool in self._judges.values():
             pool.close()
 
+    def _end_trainer(self) -> None:
+        if self._trainer is not None:
+            kill(self._trainer)
+        self._trainer = None
+
     def _end_round(self, number: int) -> None:
+        for handle in self.owed:
+            handle.wait()
+        self.owed.clear()
         rows = round_rows(self.ledger.path)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(self.ledger.path / "metrics.jsonl", lines.encode())
@@ -212,22 +266,26 @@ class Run:
         for alarm in alarms([r for r in rows if r["round"] <= number]):
             if alarm.round == number:
                 self.emit(
-                    "alarm", round=number, level=alarm.level, alarm=alarm.name, message=alarm.message
+                    "alarm",
+                    round=number,
+                    level=alarm.level,
+                    alarm=alarm.name,
+                    message=alarm.message,
                 )
 
     def _make_sampler(self) -> SamplerPool:
-        engine, cluster = self.config.engine, self.config.cluster
+        engine = self.config.engine
         options: dict[str, Any] = {
             "dtype": compute_dtype(engine.dtype),
             "max_num_seqs": engine.max_num_seqs,
         }
-        if engine.kind == "vllm":
-            options |= {"max_model_len": engine.max_model_len, "kv_cache_gib": engine.kv_cache_gib}
+        if self.setting.engine == "vllm":
+            options |= {"max_model_len": self.setting.context, "kv_cache_gib": engine.kv_cache_gib}
         return SamplerPool(
             self._cluster,
-            EngineOptions(engine.kind, options),
+            EngineOptions(self.setting.engine, options),
             seed=self.config.seed,
-            gpus=cluster.sampler_gpus,
+            gpus=self.setting.sampler_gpus,
             sync=engine.sync,
             max_restarts=engine.max_restarts,
             start_timeout=engine.start_timeout,

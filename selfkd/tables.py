@@ -35,6 +35,12 @@ class Samples:
         if not self.step.finished:
             yield from self._produce()
 
+    def wait(self) -> None:
+        """Make what is still missing."""
+        if not self.step.finished:
+            for _ in self.batches():
+                pass
+
     @cached_property
     def rows(self) -> list[Sample]:
         """All samples in shard order."""
@@ -50,11 +56,15 @@ class Scored:
         self.samples = samples
         self._produce = produce
 
+    def wait(self) -> None:
+        """Have what is still missing judged."""
+        if not self.step.finished:
+            self._produce()
+
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:
         """Sample id -> verdict; waits for all of them."""
-        if not self.step.finished:
-            self._produce()
+        self.wait()
         rows = [v for table in self.step.tables() for v in read_rows(table, Verdict)]
         return {v.sample_id: v for v in rows}
 
@@ -76,6 +86,11 @@ class Scored:
         """Prompts none of whose samples has reward 1, in order (STaR rationalises these)."""
         solved = {v.prompt_id for v in self.verdicts.values() if (v.reward or 0) >= 1}
         return [p for p in self.samples.prompts if p.id not in solved]
+
+    def mean_reward(self) -> float:
+        """Mean reward of the scored samples; 0 if there is none."""
+        rewards = [v.reward for v in self.verdicts.values() if v.reward is not None]
+        return float(np.mean(rewards)) if rewards else 0.0
 
     def mean_rewards(self) -> dict[str, float]:
         """Prompt id -> mean reward of its scored samples."""

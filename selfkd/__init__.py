@@ -1,0 +1,80 @@
+"""Language models that teach themselves: sample, judge, keep, train, round by round.
+
+The names below are the public API. They are imported on first use, so `import selfkd` is instant.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selfkd.config import LoopOptions
+    from selfkd.objectives import SFT
+    from selfkd.plugins import judge, loop
+    from selfkd.records import Prompt, Sample, Verdict
+    from selfkd.round import Round
+    from selfkd.rules import above, at_most, correct, everything, finished, top, unique
+    from selfkd.run import Run
+    from selfkd.views import affix, fewshot, hint, plain, system
+
+    __version__: str
+
+__all__ = [
+    "SFT",
+    "LoopOptions",
+    "Prompt",
+    "Round",
+    "Run",
+    "Sample",
+    "Verdict",
+    "__version__",
+    "above",
+    "affix",
+    "at_most",
+    "correct",
+    "everything",
+    "fewshot",
+    "finished",
+    "hint",
+    "judge",
+    "loop",
+    "plain",
+    "system",
+    "top",
+    "unique",
+]
+
+_HOMES = {
+    "selfkd.config": ("LoopOptions",),
+    "selfkd.objectives": ("SFT",),
+    "selfkd.plugins": ("judge", "loop"),
+    "selfkd.records": ("Prompt", "Sample", "Verdict"),
+    "selfkd.round": ("Round",),
+    "selfkd.rules": ("above", "at_most", "correct", "everything", "finished", "top", "unique"),
+    "selfkd.run": ("Run",),
+    "selfkd.views": ("affix", "fewshot", "hint", "plain", "system"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value = _version()
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module 'selfkd' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("selfkd")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "0+unknown"

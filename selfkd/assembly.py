@@ -1,0 +1,150 @@
+"""Puts the parts of a run together: model, prompts, engine, cluster."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from selfkd.chat import load_tokenizer
+from selfkd.cluster import Cluster
+from selfkd.config import Config, Resolved
+from selfkd.errors import UsageError
+from selfkd.hardware import compute_dtype, has_gpu, installed
+from selfkd.ledger import Ledger
+from selfkd.memory import Footprint, context_length, footprint
+from selfkd.models import check_model_dir, resolve_model
+from selfkd.progress import Reporter
+from selfkd.prompts import PromptSource, open_prompts, require_answers
+from selfkd.run import Run, Setting
+
+
+@contextlib.contextmanager
+def assemble(
+    path: Path,
+    resolved: Resolved,
+    ledger: Ledger,
+    reporter: Reporter,
+    check_stop: Callable[[], None],
+    *,
+    skip_bad: bool,
+) -> Iterator[Run]:
+    """A run ready for its loop; what can be refused is refused before any process starts."""
+    config = resolved.config
+    model_path = resolve_model(config.model)
+    check_model_dir(model_path)
+    tokenizer = load_tokenizer(model_path, config.chat_template)
+    source = open_run_prompts(resolved, skip_bad=skip_bad)
+    kind, said = engine_kind(config.engine.kind)
+    plan = plan_memory(config, model_path)
+    plan.check()
+    swap = residency(config, plan) == "swap"
+    announce(path, resolved, reporter, ledger, kind)
+    for text in (said, *notes(resolved, source, plan, swap)):
+        if text:
+            reporter.event("message", text=text)
+    setting = Setting(
+        model_path=model_path,
+        tokenizer=tokenizer,
+        engine=kind,
+        swap=swap,
+        context=min(config.engine.max_model_len, context_length(model_path)),
+        sampler_gpus=gpu_share(config.cluster.sampler_gpus),
+        trainer_gpus=gpu_share(config.cluster.trainer_gpus),
+    )
+    with Cluster(config.cluster.address, timeout=config.cluster.timeout) as cluster:
+        run = Run(resolved, ledger, cluster, setting, source, reporter, check_stop)
+        try:
+            yield run
+        finally:
+            run.close()
+
+
+def open_run_prompts(resolved: Resolved, *, skip_bad: bool) -> PromptSource:
+    """The run's prompts, refused where a judge needs an answer that is not there."""
+    config = resolved.config
+    source = open_prompts(config.prompts, seed=config.seed, base=Path.cwd(), skip_bad=skip_bad)
+    if resolved.judge.needs_answer:
+        require_answers(source.train(0), resolved.judge.name)
+    if resolved.gold_judge and resolved.gold_judge.needs_answer:
+        require_answers(source.heldout(), resolved.gold_judge.name)
+    return source
+
+
+def engine_kind(wanted: str) -> tuple[str, str]:
+    """The engine to use, and a sentence where that is not what one would expect."""
+    if wanted == "vllm" and not installed("vllm"):
+        raise UsageError(
+            "vLLM is not installed",
+            where="engine.kind",
+            remedy="install selfkd[cpu] or selfkd[gpu], or set engine.kind=transformers",
+        )
+    if wanted != "auto":
+        return wanted, ""
+    if installed("vllm"):
+        return "vllm", ""
+    return "transformers", "vLLM is not installed: sampling with transformers, which is slower"
+
+
+def plan_memory(config: Config, model_path: Path) -> Footprint:
+    """The estimated memory of sampler and trainer under this config."""
+    train = config.train
+    return footprint(
+        model_path,
+        kv_cache_gib=config.engine.kv_cache_gib,
+        dtype=compute_dtype(config.engine.dtype),
+        lora_rank=train.lora_rank,
+        batch_tokens=(train.micro_batch_size or train.batch_size) * 2 * config.sampling.max_tokens,
+    )
+
+
+def residency(config: Config, plan: Footprint) -> str:
+    """`both` or `swap`."""
+    if config.engine.residency != "auto":
+        return config.engine.residency
+    return "both" if plan.both_fit else "swap"
+
+
+def gpu_share(asked: float | None) -> float:
+    """GPUs that a role reserves; sampler and trainer share a single card by halves."""
+    if asked is not None:
+        return asked
+    return 0.5 if has_gpu() else 0
+
+
+def announce(
+    path: Path, resolved: Resolved, reporter: Reporter, ledger: Ledger, engine: str
+) -> None:
+    """Tell and record that the run starts, or goes on."""
+    config = resolved.config
+    resumed = (path / "events.jsonl").exists()
+    facts = {
+        "name": path.name,
+        "loop": resolved.loop.name,
+        "model": Path(config.model).name,
+        "judge": resolved.judge.name,
+        "rounds": resolved.options.rounds,
+        "engine": f"{engine} {compute_dtype(config.engine.dtype)}",
+        "resumed": resumed,
+    }
+    ledger.event("run_started", **facts)
+    reporter.event("run_started", path=str(path), **facts)
+
+
+def notes(resolved: Resolved, source: PromptSource, plan: Footprint, swap: bool) -> list[str]:
+    """What a user should know before the first round."""
+    lines = [
+        f"prompts: {count} {what.replace('_', ' ')}"
+        for what, count in source.report.items()
+        if count
+    ]
+    if swap:
+        lines.append(
+            f"sampler (about {plan.sampler:.1f} GiB) and trainer ({plan.trainer:.1f} GiB) take "
+            f"turns in {plan.total:.1f} GiB of memory"
+        )
+    if not source.heldout():
+        lines.append("no held-out prompts: nothing is measured against gold, and no gate holds")
+    elif resolved.gold_judge is None:
+        lines.append(
+            "no gold judge: held-out is not measured, and no gate holds; name one with gold_judge"
+        )
+    return lines

@@ -1,0 +1,141 @@
+"""Chat messages to tokens: the one place where sampler and trainer get their prompts from."""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from selfkd.errors import DataError, UsageError
+from selfkd.records import Message, content_hash
+
+PLAIN = (
+    "{% for m in messages %}{{ m.content }}"
+    "{% if m.role == 'user' %}{{ '\n' }}{% else %}{{ '\n\n' }}{% endif %}{% endfor %}"
+)
+"""Template without roles: a line break ends a question, a blank line ends an answer."""
+
+
+def load_tokenizer(path: str | Path, chat_template: str | None = None) -> Any:
+    """The tokenizer in the model directory `path`.
+
+    `chat_template` replaces its template: `plain`, or the path of a .jinja file. Raises DataError
+    where there is no template at all or the template cannot render a user message.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(path))
+    if chat_template == "plain":
+        tokenizer.chat_template = _leading_bos(tokenizer) + PLAIN
+    elif chat_template is not None:
+        tokenizer.chat_template = _read_template(Path(chat_template).expanduser())
+    render(tokenizer, [{"role": "user", "content": "Hello"}])
+    return tokenizer
+
+
+def render(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Tokens of `messages` with the generation prompt added, ready to be completed.
+
+    Contents are data: the text of a special token in one is tokenised as ordinary text, so nobody
+    opens or closes a turn from inside a message. Raises DataError where the tokenizer has no
+    template or its template refuses the messages.
+    """
+    messages = [{key: _encodable(text) for key, text in m.items()} for m in messages]
+    special, ids = _special_tokens(tokenizer, len(tokenizer))
+    if any(special.search(text) for m in messages for text in m.values()):
+        return _render_guarded(tokenizer, messages, special, ids)
+    return tokenizer(_fill_template(tokenizer, messages), add_special_tokens=False)["input_ids"]
+
+
+def _render_guarded(
+    tokenizer: Any, messages: Sequence[Message], special: re.Pattern[str], ids: frozenset[int]
+) -> list[int]:
+    # The template sees a stand-in for each special text. Once it is rendered the text comes back,
+    # at a known place, and whatever special token the tokenizer finds there is spelt out instead.
+    # All other tokens stay as the tokenizer makes them from the whole text.
+    nonce = content_hash(messages)
+    found: list[str] = []
+
+    def stand_in(match: re.Match[str]) -> str:
+        found.append(match[0])
+        return f"[{nonce}:{len(found) - 1}]"
+
+    guarded = [{key: special.sub(stand_in, text) for key, text in m.items()} for m in messages]
+    pieces = re.split(rf"\[{nonce}:(\d+)\]", _fill_template(tokenizer, guarded))
+    for i in range(1, len(pieces), 2):
+        pieces[i] = found[int(pieces[i])]
+    data = b"".join((b"\1" if i % 2 else b"\0") * len(piece) for i, piece in enumerate(pieces))
+    return _spell_out(tokenizer, "".join(pieces), data, ids)
+
+
+def _spell_out(tokenizer: Any, text: str, data: bytes, special_ids: frozenset[int]) -> list[int]:
+    """Tokens of `text`, special tokens spelt out where `data` (one byte a character) is 1."""
+    if not tokenizer.is_fast:
+        raise DataError(
+            "a message holds the text of a special token, and this tokenizer cannot tell where",
+            remedy="use a model with a tokenizer.json, or remove the text from the prompts",
+        )
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    tokens: list[int] = []
+    for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        if token in special_ids and data.find(b"\1", start, end) >= 0:
+            spelt = tokenizer(text[start:end], add_special_tokens=False, split_special_tokens=True)
+            tokens += spelt["input_ids"]
+        else:
+            tokens.append(token)
+    return tokens
+
+
+def _fill_template(tokenizer: Any, messages: Sequence[Message]) -> str:
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise DataError(
+            "the tokenizer has no chat template",
+            where=str(tokenizer.name_or_path),
+            remedy="set chat_template in the config: the path of a .jinja file, or `plain`",
+        )
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        roles = ", ".join(m["role"] for m in messages)
+        raise DataError(
+            f"the chat template cannot render messages with the roles {roles}: {error}",
+            where=str(tokenizer.name_or_path),
+            remedy="change the prompts, or set chat_template in the config",
+        ) from error
+
+
+@lru_cache(maxsize=8)
+def _special_tokens(tokenizer: Any, size: int) -> tuple[re.Pattern[str], frozenset[int]]:
+    """What matches the text of any special token, and the ids of them all."""
+    # `size` is part of the key because tokens may be added to a tokenizer that was seen before.
+    named = set(tokenizer.all_special_tokens)  # a few of these are not flagged as special
+    added = tokenizer.added_tokens_decoder.items()
+    texts = {t.content: i for i, t in added if t.special or t.content in named}
+    pattern = "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+    return re.compile(pattern or "(?!)"), frozenset(texts.values())
+
+
+def _encodable(text: str) -> str:
+    # A lone surrogate has no UTF-8 form and no tokenizer takes it: keep it, visibly escaped.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _leading_bos(tokenizer: Any) -> str:
+    """What a template must begin with where the tokenizer begins every text by itself."""
+    first = tokenizer("a")["input_ids"][0]
+    begins = tokenizer.bos_token_id is not None and first == tokenizer.bos_token_id
+    return "{{ bos_token }}" if begins else ""
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(
+            f"cannot read the chat template: {reason}",
+            where=str(path),
+            remedy="set chat_template to the path of a .jinja file, or to `plain`",
+        ) from error

@@ -1,0 +1,292 @@
+"""The command line. Everything heavy is imported by the command that needs it."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from selfkd.errors import SelfkdError, Stopped, UsageError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Self-improvement rounds for language models, with the model as its own teacher.",
+)
+judge_app = typer.Typer(no_args_is_help=True, help="Try a judge outside a run.")
+model_app = typer.Typer(no_args_is_help=True, help="Models that selfkd can fetch by itself.")
+app.add_typer(judge_app, name="judge")
+app.add_typer(model_app, name="model")
+
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or its name.")]
+RunsDir = Annotated[Path, typer.Option("--runs", help="Folder that runs land in.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
+Json = Annotated[bool, typer.Option("--json", help="Print only data, as JSON.")]
+Events = Annotated[bool, typer.Option("--json", help="Print events, one JSON object a line.")]
+SkipBad = Annotated[bool, typer.Option(help="Count and skip broken prompt rows.")]
+Local = Annotated[
+    bool, typer.Option("--local", help="Use this machine alone, ignoring RAY_ADDRESS.")
+]
+
+
+@app.callback()
+def _top(
+    debug: Annotated[bool, typer.Option(help="Show tracebacks of expected errors too.")] = False,
+) -> None:
+    if debug:
+        os.environ["SELFKD_DEBUG"] = "1"
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="A YAML file, as beside each loop.")],
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option(help="The run's name; default: LOOP-NNN.")] = None,
+    runs: RunsDir = Path("runs"),
+    dry_run: Annotated[
+        bool, typer.Option(help="Check everything, print the plan, write nothing.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with the run of this name if it exists.")
+    ] = False,
+    json_events: Events = False,
+    skip_bad: SkipBad = False,
+    local: Local = False,
+) -> None:
+    """Start a run: selfkd run loops/rest_em.yaml rounds=6 judge=my_judge.py:score"""
+    from selfkd.config import load
+    from selfkd.launch import name_of, new_run, resume_with
+
+    resolved = load(config, [*(overrides or []), *(["cluster.address=local"] if local else [])])
+    if dry_run:
+        from selfkd.plan import make_plan, render_plan
+
+        plan = make_plan(resolved, skip_bad=skip_bad)
+        print(json.dumps(plan) if json_events else render_plan(plan))
+        return
+    if resume and not name:
+        raise UsageError("--resume needs to know which run", remedy="add --name NAME")
+    if resume and (runs / name_of(name or "")).exists():
+        path = runs / name_of(name or "")
+        resolved = resume_with(path, resolved)
+    else:
+        path = new_run(resolved, runs, name)
+    _execute(path, resolved, json_events, skip_bad)
+
+
+@app.command()
+def resume(
+    run: RunDir,
+    overrides: Overrides = None,
+    runs: RunsDir = Path("runs"),
+    json_events: Events = False,
+    skip_bad: SkipBad = False,
+    local: Local = False,
+) -> None:
+    """Go on with a run where it ended; what is recorded is not done again."""
+    from selfkd.launch import resume_run
+
+    path = _find(run, runs)
+    changes = [*(overrides or []), *(["cluster.address=local"] if local else [])]
+    _execute(path, resume_run(path, changes), json_events, skip_bad)
+
+
+@app.command()
+def fork(
+    run: RunDir,
+    round: Annotated[int, typer.Option("--round", min=0, help="First round to do anew.")],
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option(help="The new run's name.")] = None,
+    runs: RunsDir = Path("runs"),
+    json_events: Events = False,
+) -> None:
+    """Start a run that shares the rounds before ROUND, with a changed config."""
+    from selfkd.launch import fork_run, resume_run
+
+    path = fork_run(_find(run, runs), round, name, overrides or [])
+    _execute(path, resume_run(path), json_events, False)
+
+
+@app.command()
+def curves(
+    run: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    runs: RunsDir = Path("runs"),
+    as_json: Json = False,
+    png: Annotated[Path | None, typer.Option(help="Write a figure, .png or .svg.")] = None,
+) -> None:
+    """Draw reward, held-out and more per round, of one or several runs."""
+    from selfkd.metrics import curves_document
+
+    documents = [curves_document(_find(r, runs)) for r in run]
+    if png:
+        from selfkd.viewer.plots import save_figure
+
+        save_figure(documents, png)
+    if as_json:
+        print(json.dumps(documents[0] if len(documents) == 1 else documents))
+    else:
+        from selfkd.viewer.plots import terminal_curves
+
+        print(terminal_curves(documents, color=_colour()))
+        if png:
+            print(f"written: {png}")
+
+
+@app.command()
+def show(
+    run: RunDir,
+    round: Annotated[int, typer.Option("--round", min=0, help="Round of the samples.")] = 0,
+    kept: Annotated[bool, typer.Option("--kept", help="Only what was kept.")] = False,
+    dropped: Annotated[bool, typer.Option("--dropped", help="Only what was dropped.")] = False,
+    heldout: Annotated[
+        bool, typer.Option("--heldout", help="The held-out answers instead.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="How many samples.")] = 10,
+    runs: RunsDir = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Print samples with their verdicts, and why each was kept or dropped."""
+    from selfkd.viewer.show import render_samples, show_samples
+
+    if kept and dropped:
+        raise UsageError("--kept and --dropped exclude each other")
+    which = True if kept else False if dropped else None
+    label = "heldout" if heldout else ""
+    rows = show_samples(_find(run, runs), round, kept=which, limit=limit, label=label)
+    print(json.dumps(rows) if as_json else render_samples(rows))
+
+
+@app.command("ls")
+def list_command(runs: RunsDir = Path("runs"), as_json: Json = False) -> None:
+    """List the runs of a folder."""
+    from selfkd.viewer.listing import list_runs, render_runs
+
+    rows = list_runs(runs)
+    print(json.dumps(rows) if as_json else render_runs(rows))
+
+
+@app.command()
+def loops(name: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:
+    """List the loops, or describe one with its options."""
+    from selfkd.describe import describe_loop, describe_plugins
+
+    print(describe_loop(name, as_json) if name else describe_plugins("loop", as_json))
+
+
+@app.command()
+def judges(name: Annotated[str | None, typer.Argument()] = None, as_json: Json = False) -> None:
+    """List the judges, or describe one with its options."""
+    from selfkd.describe import describe_judge, describe_plugins
+
+    print(describe_judge(name, as_json) if name else describe_plugins("judge", as_json))
+
+
+@judge_app.command("test")
+def judge_test(
+    judge: Annotated[str, typer.Argument(help="A name, or path.py:name.")],
+    samples: Annotated[Path, typer.Option(help="JSONL with prompt, completion and answer.")],
+    options: Annotated[list[str] | None, typer.Argument(metavar="[OPTION=VALUE]...")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a sample may take.")] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Judge the samples of a file, as a run would."""
+    from selfkd.judgetest import render_verdicts, run_judge_test, spec_of
+
+    verdicts = run_judge_test(spec_of(judge, options or []), samples, timeout=timeout)
+    print(render_verdicts(verdicts, as_json))
+
+
+@model_app.command("pull")
+def model_pull(name: str) -> None:
+    """Fetch a model into the cache and print where it is."""
+    from selfkd.models import pull
+
+    print(pull(name))
+
+
+@model_app.command("list")
+def model_list(as_json: Json = False) -> None:
+    """List the models that can be fetched."""
+    from selfkd.models import KNOWN, is_cached
+
+    rows = [{"name": name, "cached": is_cached(name)} for name in KNOWN]
+    text = "\n".join(f"{r['name']}{'  (cached)' if r['cached'] else ''}" for r in rows)
+    print(json.dumps(rows) if as_json else text)
+
+
+@app.command()
+def doctor(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]")] = None,
+    repair: Annotated[
+        bool, typer.Option(help="Move damaged parts aside, to be made again.")
+    ] = False,
+    runs: RunsDir = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Check this machine, or the files of a run."""
+    from selfkd.doctor import diagnose
+
+    text, healthy = diagnose(_find(run, runs) if run else None, repair=repair, as_json=as_json)
+    print(text)
+    if not healthy:
+        raise typer.Exit(5 if run is None else 4)
+
+
+def _find(run: Path, runs: Path) -> Path:
+    """A run given by its directory or by its name under `runs`."""
+    if (run / "run.yaml").exists() or not (runs / run / "run.yaml").exists():
+        return run
+    return runs / run
+
+
+def _execute(path: Path, resolved: Any, json_events: bool, skip_bad: bool) -> None:
+    from selfkd.launch import execute
+    from selfkd.progress import make_reporter
+
+    try:
+        with make_reporter(json_events) as reporter:
+            execute(path, resolved, reporter, skip_bad=skip_bad)
+    except SelfkdError as error:
+        if error.exit_code in (3, 4, 5):
+            error.resume = f"selfkd resume {path}"
+        raise
+    if not json_events:
+        print(_closing(path))
+
+
+def _closing(path: Path) -> str:
+    from selfkd.metrics import curves_document
+    from selfkd.viewer.plots import terminal_curves
+
+    drawn = terminal_curves([curves_document(path)], color=_colour())
+    return (
+        f"{drawn}\n\nThe run is in {path}. Look closer with\n"
+        f"  selfkd show {path} --round 1 --dropped\n"
+        f"  selfkd curves {path} --png curves.png\n"
+        f"  selfkd fork {path} --round 2 train.learning_rate=1e-5"
+    )
+
+
+def _colour() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def main() -> None:
+    """Run the command line; expected errors are one message and an exit code."""
+    try:
+        app()
+    except SelfkdError as error:
+        if os.environ.get("SELFKD_DEBUG"):
+            raise
+        label = "stopped" if isinstance(error, Stopped) else "error"
+        print(f"{label}: {error}", file=sys.stderr)
+        if error.resume:
+            print(f"  {error.resume}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of a pipe left (`| head`): nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

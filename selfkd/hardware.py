@@ -1,0 +1,75 @@
+"""What this machine has: cores, memory, accelerators. Loads nothing heavy."""
+
+import importlib.util
+import os
+from functools import cache
+from pathlib import Path
+
+GIB = 2**30
+
+
+def cores() -> int:
+    """CPU cores this process may use: its affinity, or a cgroup's quota if that is less."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = _cpu_quota()
+    return max(1, min(allowed or 1, int(quota + 0.5) if quota else 10**6))
+
+
+def memory_gib() -> float:
+    """Memory this process may use in all, GiB: the machine's, or a cgroup's limit if less."""
+    total = _meminfo("MemTotal")
+    limits = [_read(p) for p in ("memory.max", "memory/memory.limit_in_bytes")]
+    return min([total, *(int(v) / GIB for v in limits if v.isdigit() and int(v) < 2**60)])
+
+
+def available_gib() -> float:
+    """Memory that is free now, GiB."""
+    return min(_meminfo("MemAvailable"), memory_gib())
+
+
+def compute_dtype(dtype: str) -> str:
+    """`float32` or `bfloat16`; auto takes bfloat16 where the hardware multiplies it natively."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if has_gpu() or _cpu_flags() & {"avx512_bf16", "amx_bf16"} else "float32"
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA device is there for this process."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    return Path("/dev/nvidia0").exists()
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported, without importing it."""
+    return importlib.util.find_spec(package) is not None
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def _meminfo(key: str) -> float:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    return next(int(line.split()[1]) / 2**20 for line in lines if line.startswith(key + ":"))
+
+
+def _cpu_quota() -> float | None:
+    quota, _, period = _read("cpu.max").partition(" ")
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+
+
+def _read(name: str) -> str:
+    try:
+        return (Path("/sys/fs/cgroup") / name).read_text().strip()
+    except OSError:
+        return ""

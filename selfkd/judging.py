@@ -1,0 +1,239 @@
+"""Which judge scores, with which options, and how many of its failures a run puts up with.
+
+A judge takes options in one of two ways. Either it has a parameter called `options`, annotated
+with a pydantic model (`JudgeOptions` is a good base); or its keyword parameters are its options:
+those of `__init__` for a class, the keyword-only ones (`def polite(sample, *, floor=0.5)`) for a
+function.
+"""
+
+import difflib
+import functools
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic.errors import PydanticUserError
+
+from selfkd.errors import DataError, UsageError
+from selfkd.plugins import JudgePlugin, absolute_spec, find_judge
+from selfkd.records import Verdict, content_hash
+
+FAILURES = ("error", "timeout")
+"""Statuses that mean the judge broke; the others that give no reward are judgements."""
+
+
+class JudgeOptions(BaseModel):
+    """Base of a judge's options: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class JudgeSpec:
+    """A judge and its options in plain values: all that another process needs to build it."""
+
+    spec: str
+    """A built-in or entry-point name, `/absolute/path.py:name` or `module:name`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def plugin(self) -> JudgePlugin:
+        """The judge, imported; UsageError where there is none."""
+        return find_judge(self.spec)
+
+    @property
+    def name(self) -> str:
+        """The name that verdicts carry."""
+        return self.plugin.name
+
+    @property
+    def gold(self) -> bool:
+        """Whether it compares with the reference answer."""
+        return self._says("gold")
+
+    @property
+    def needs_answer(self) -> bool:
+        """Whether every prompt must have a reference answer."""
+        return self._says("needs_answer")
+
+    def identity(self) -> str:
+        """Hash of the judge's source and of its options, defaults included."""
+        options = self.validate().model_dump(mode="json")
+        return content_hash([self.plugin.identity, options])
+
+    def validate(self) -> BaseModel:
+        """The options, checked; UsageError names the judge, the option, its value and the range."""
+        return self._checked
+
+    def build(self) -> Any:
+        """The judge with its options bound: an instance of a class, or a function."""
+        target, arguments = self.plugin.target, self.arguments()
+        if self.plugin.kind == "class":
+            return target(**arguments)
+        return functools.partial(target, **arguments) if arguments else target
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments that carry the options."""
+        options = self.validate()
+        if _takes_model(self.plugin):
+            return {"options": options}
+        return {name: getattr(options, name) for name in options.model_fields_set}
+
+    @cached_property
+    def _checked(self) -> BaseModel:
+        model = _options_model(self.plugin)
+        known = list(model.model_fields)
+        for name in self.options if model.model_config.get("extra") != "allow" else ():
+            if name not in known:
+                raise _unknown_option(self.name, str(name), known)
+        try:
+            return model.model_validate(dict(self.options))
+        except ValidationError as error:
+            raise _wrong_option(self.name, model, error) from error
+
+    def _says(self, what: str) -> bool:
+        said = getattr(self.plugin.target, what, None)
+        return bool(said(self.validate()) if callable(said) else said)
+
+
+def resolve_judge(value: str | Mapping[str, Any] | None, base: Path) -> JudgeSpec:
+    """The judge that a config names: `number`, or `{use: number, tolerance: 0.01}`.
+
+    Files are relative to `base`. Nothing is imported yet; `JudgeSpec.validate` does that.
+    """
+    options = dict(value) if isinstance(value, Mapping) else {"use": value}
+    spec = options.pop("use", None)
+    if not isinstance(spec, str) or not spec:
+        raise UsageError(
+            f"{value!r} names no judge",
+            remedy="write judge: NAME, or judge: {use: NAME, OPTION: VALUE}",
+        )
+    return JudgeSpec(absolute_spec(spec, base), options)
+
+
+def options_doc(plugin: JudgePlugin) -> list[tuple[str, str, Any, str]]:
+    """`(name, type, default, documentation)` of each option; a required one has default None."""
+    return [
+        (
+            name,
+            _type_text(field.annotation) + (" (required)" if field.is_required() else ""),
+            None if field.is_required() else field.get_default(call_default_factory=True),
+            field.description or "",
+        )
+        for name, field in _options_model(plugin).model_fields.items()
+    ]
+
+
+def check_failures(verdicts: Sequence[Verdict], max_rate: float) -> None:
+    """DataError if errors and time-outs are more than the share `max_rate` of the verdicts.
+
+    `unparsed` and `abstained` are judgements and do not count.
+    """
+    failed = [v for v in verdicts if v.status in FAILURES]
+    if not failed or len(failed) / len(verdicts) <= max_rate:
+        return
+    counts = Counter(v.status for v in verdicts if v.reward is None)
+    listed = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    raise DataError(
+        f"judge {failed[0].judge!r} failed on {len(failed)} of {len(verdicts)} samples ({listed}), "
+        f"more than the share {max_rate:g}; for example {failed[0].rationale}",
+        remedy="fix the judge (see `selfkd judge test`) or raise judging.max_failure_rate",
+    )
+
+
+def _takes_model(plugin: JudgePlugin) -> bool:
+    return any(p.name == "options" and _model_of(plugin, p) for p in _parameters(plugin))
+
+
+def _options_model(plugin: JudgePlugin) -> type[BaseModel]:
+    """The pydantic model of a judge's options, its own or one made from its signature."""
+    parameters = list(_parameters(plugin))
+    for parameter in parameters:
+        model = _model_of(plugin, parameter) if parameter.name == "options" else None
+        if model:
+            return model
+    fields: dict[str, Any] = {
+        p.name: (_annotation(plugin, p), ... if p.default is p.empty else p.default)
+        for p in parameters
+        if _is_option(plugin, p)
+    }
+    config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    try:
+        return create_model(f"options of {plugin.name}", __config__=config, **fields)
+    except (PydanticUserError, NameError) as error:
+        raise UsageError(
+            f"the options of judge {plugin.name!r} cannot be checked: {str(error).splitlines()[0]}",
+            where=plugin.source,
+            remedy="give its options plain types, such as float, str or list[str]",
+        ) from error
+
+
+def _parameters(plugin: JudgePlugin) -> Iterator[inspect.Parameter]:
+    yield from inspect.signature(plugin.target).parameters.values()
+
+
+def _is_option(plugin: JudgePlugin, parameter: inspect.Parameter) -> bool:
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        return False
+    if plugin.kind == "class":
+        return True
+    # In a TRL reward function a keyword without a default is a column of the prompts.
+    required = parameter.default is parameter.empty
+    return parameter.kind == parameter.KEYWORD_ONLY and not (required and plugin.kind == "trl")
+
+
+def _model_of(plugin: JudgePlugin, parameter: inspect.Parameter) -> type[BaseModel] | None:
+    annotation = _annotation(plugin, parameter)
+    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return annotation if is_model else None
+
+
+def _annotation(plugin: JudgePlugin, parameter: inspect.Parameter) -> Any:
+    annotation = parameter.annotation
+    if annotation is parameter.empty:
+        return Any
+    if not isinstance(annotation, str):
+        return annotation
+    # One at a time: the sample's type may be imported for type checkers alone.
+    try:
+        return eval(annotation, vars(sys.modules[plugin.target.__module__]))
+    except (NameError, AttributeError) as error:
+        raise UsageError(
+            f"judge {plugin.name!r}: the type of {parameter.name} cannot be read: {error}",
+            where=plugin.source,
+            remedy="import what the annotation names",
+        ) from error
+
+
+def _unknown_option(judge: str, name: str, known: Sequence[str]) -> UsageError:
+    close = difflib.get_close_matches(name, known, 1)
+    listed = "options: " + (", ".join(sorted(known)) or "none")
+    return UsageError(
+        f"judge {judge!r} has no option {name!r}",
+        remedy=f"did you mean {close[0]}? {listed}" if close else listed,
+    )
+
+
+def _wrong_option(judge: str, model: type[BaseModel], error: ValidationError) -> UsageError:
+    first = error.errors()[0]
+    names = [str(part) for part in first["loc"]]
+    description = model.model_fields[names[0]].description if names else ""
+    remedy = f"{names[0]}: {description}" if description else ""
+    name = ".".join(names)
+    if first["type"] == "missing":
+        return UsageError(f"judge {judge!r} needs its option {name!r}", remedy=remedy)
+    message = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    place = f"option {name} = {first['input']!r}" if name else "options"
+    return UsageError(f"judge {judge!r}: {place}: {message}", remedy=remedy)
+
+
+def _type_text(annotation: Any) -> str:
+    if isinstance(annotation, type) and not getattr(annotation, "__args__", None):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "")

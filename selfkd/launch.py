@@ -1,0 +1,222 @@
+"""Starts, resumes and forks runs: everything around the loop."""
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from selfkd.config import Resolved, resolve
+from selfkd.errors import DataError, SelfkdError, Stopped, UsageError
+from selfkd.ledger import Ledger, broken, make_directory, now, write_atomically
+from selfkd.locks import RunLock
+from selfkd.progress import Reporter
+from selfkd.provenance import provenance
+from selfkd.stopping import StopSignals
+
+SCHEMA = 1
+"""Version of the run directory's layout."""
+
+OPERATIONAL = re.compile(
+    r"rounds|judging\..*|cluster\..*"
+    r"|engine\.(max_num_seqs|kv_cache_gib|sync|residency|max_restarts|start_timeout)"
+)
+"""Keys that may change on resume: they say how a run is carried out, not what it computes. More
+rounds extend a run."""
+
+
+def new_run(resolved: Resolved, root: Path, name: str | None) -> Path:
+    """Create the directory of a new run and record its config; refuses a name that is taken."""
+    path = root / name_of(name) if name else _next_free(root, resolved.loop.name)
+    if path.exists():
+        raise UsageError(
+            f"run {path.name!r} exists",
+            where=str(path),
+            remedy="pass --resume to go on with it, `selfkd fork` to branch off, or another --name",
+        )
+    _create(path, resolved, parent=None)
+    return path
+
+
+def name_of(name: str) -> str:
+    """`name` if it can be a run's directory, else a UsageError."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise UsageError(
+            f"{name[:120]!r} cannot name a run",
+            where="--name",
+            remedy="use up to 100 letters, digits, dots, dashes and underscores",
+        )
+    return name
+
+
+def resume_run(path: Path, overrides: Sequence[str] = ()) -> Resolved:
+    """The recorded config of a run with operational overrides applied."""
+    raw, head = read_run(path)
+    return _settled(path, raw, head, resolve(raw, overrides, file=str(path / "run.yaml")))
+
+
+def resume_with(path: Path, resolved: Resolved) -> Resolved:
+    """Check that a run may go on under `resolved`, as read from a config file."""
+    raw, head = read_run(path)
+    return _settled(path, raw, head, resolved)
+
+
+def fork_run(path: Path, round: int, name: str | None, overrides: Sequence[str] = ()) -> Path:
+    """Create a run that shares the rounds of `path` before `round`, under a changed config.
+
+    Shards and policies are hard links where the file system allows it, copies elsewhere.
+    """
+    raw, head = read_run(path)
+    resolved = resolve(raw, overrides, file=str(path / "run.yaml"))
+    finished = [n for n in range(round) if list(path.glob(f"rounds/{n:03d}/*-round/manifest.json"))]
+    if round < 0 or len(finished) < round:
+        raise UsageError(
+            f"round {round} cannot be forked: rounds 0 to {len(finished) - 1} are finished",
+            where=str(path),
+            remedy=f"fork at round {len(finished)} or before",
+        )
+    target = path.parent / name_of(name) if name else _next_free(path.parent, f"{path.name}-fork")
+    if target.exists():
+        raise UsageError(
+            f"run {target.name!r} exists", where=str(target), remedy="give another --name"
+        )
+    staged = target.with_name(f".tmp-{target.name}")
+    shutil.rmtree(staged, ignore_errors=True)
+    for number in range(round):
+        _share(path / "rounds" / f"{number:03d}", staged / "rounds" / f"{number:03d}")
+        policy = f"policies/round-{number + 1:03d}"
+        if (path / policy).exists():
+            _share(path / policy, staged / policy)
+    parent = {"run": path.name, "created": head["created"], "round": round}
+    _create(staged, resolved, parent=parent)
+    staged.rename(target)
+    return target
+
+
+def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: bool = False) -> None:
+    """Run the loop to its end in the run directory `path`.
+
+    Everything recorded is replayed, so this is also how a run is resumed. Raises Stopped on a
+    requested stop; every other SelfkdError is recorded as `run_failed` first.
+    """
+    from selfkd.assembly import assemble
+    from selfkd.run import EndOfRun
+
+    started = time.monotonic()
+    parent = read_run(path)[1].get("parent")
+    with RunLock(path) as lock, StopSignals() as stop:
+        ledger = Ledger(path, inherited=parent["round"] - 1 if parent else -1)
+        if lock.stale:
+            text = f"process {lock.stale.get('pid')} ended without finishing this run; going on"
+            reporter.event("message", text=text, level="warning")
+        try:
+            with assemble(path, resolved, ledger, reporter, stop.check, skip_bad=skip_bad) as run:
+                reason = ""
+                try:
+                    resolved.loop.fn(run, resolved.options)
+                except EndOfRun as end:
+                    reason = end.reason
+                run.finish()
+                run.emit("run_finished", seconds=time.monotonic() - started, reason=reason)
+        except Stopped as error:
+            ledger.event("stopped", reason=error.message)
+            raise
+        except SelfkdError as error:
+            if not isinstance(error.__cause__, OSError):
+                ledger.event("run_failed", error=str(error))
+            raise
+
+
+def read_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A run's recorded config, and its head (name, versions, parent)."""
+    file = path / "run.yaml"
+    if not file.is_file():
+        raise UsageError(
+            "not a run directory: it has no run.yaml", where=str(path), remedy="see `selfkd ls`"
+        )
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        head = document.pop("run")
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise broken(file, f"it cannot be read ({error})") from error
+    if head["schema"] != SCHEMA:
+        raise DataError(
+            f"this run has layout {head['schema']}, this selfkd reads layout {SCHEMA}",
+            where=str(file),
+            remedy=f"use the selfkd that made it ({head['versions'].get('selfkd', '?')})",
+        )
+    return document, head
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as `{"a.b": value}`."""
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        if isinstance(inner, Mapping) and inner:
+            flat |= flatten(inner, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = inner
+    return flat
+
+
+def _settled(
+    path: Path, raw: Mapping[str, Any], head: Mapping[str, Any], resolved: Resolved
+) -> Resolved:
+    """`resolved` if it may continue the run, whose record is then brought up to date."""
+    document = resolved.document()
+    old, new = flatten(raw), flatten(document)
+    changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+    refused = [
+        f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in changed if not OPERATIONAL.fullmatch(k)
+    ]
+    if head["loop_identity"] != resolved.loop.identity:
+        refused.append(f"the code of loop {resolved.loop.name} ({resolved.loop.source})")
+    if refused:
+        raise UsageError(
+            "the run was started with another config:\n  " + "\n  ".join(refused),
+            where=str(path),
+            remedy=f"undo the change, or run `selfkd fork {path} --round N` to branch off",
+        )
+    if changed:
+        _write(path, head, document)
+    return resolved
+
+
+def _create(path: Path, resolved: Resolved, *, parent: Mapping[str, Any] | None) -> None:
+    head = {
+        "schema": SCHEMA,
+        "created": now(),
+        "loop_identity": resolved.loop.identity,
+        "judge_identity": resolved.judge.identity(),
+        "parent": parent,
+        **provenance(),
+    }
+    make_directory(path)
+    _write(path, head, resolved.document())
+
+
+def _write(path: Path, head: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+    text = yaml.safe_dump({"run": dict(head), **document}, sort_keys=False, allow_unicode=True)
+    write_atomically(path / "run.yaml", text.encode())
+
+
+def _next_free(root: Path, stem: str) -> Path:
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)
+    number = 1
+    while (root / f"{stem}-{number:03d}").exists():
+        number += 1
+    return root / f"{stem}-{number:03d}"
+
+
+def _share(source: Path, target: Path) -> None:
+    def link(old: str, new: str) -> None:
+        try:
+            os.link(old, new)
+        except OSError:
+            shutil.copy2(old, new)
+
+    shutil.copytree(source, target, copy_function=link)

@@ -1,0 +1,88 @@
+"""How much memory sampler and trainer need, and whether both fit at once.
+
+The figures are estimates for planning: they decide between keeping both processes and swapping
+them, and refuse a start that cannot fit. One parameter costs a sampler its weights twice on CPU
+(vLLM keeps a packed copy), and a full fine-tuning 16 bytes: fp32 weights, gradients and two Adam
+moments (Rajbhandari et al. 2020, arXiv:1910.02054, section 3.1).
+"""
+
+import json
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from selfkd.errors import InfrastructureError
+from selfkd.hardware import memory_gib
+
+GIB = 2**30
+PROCESS_GIB = 1.2
+"""A Python process with torch and its engine loaded, before any weights."""
+USABLE = 0.85
+"""Share of the machine's memory that a run may plan with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Planned memory of one machine, GiB."""
+
+    sampler: float
+    trainer: float
+    total: float
+
+    @property
+    def both_fit(self) -> bool:
+        """Whether sampler and trainer may stay in memory together."""
+        return self.sampler + self.trainer <= USABLE * self.total
+
+    def check(self) -> None:
+        """Raise InfrastructureError where not even one of the two fits."""
+        for who, need in (("sampler", self.sampler), ("trainer", self.trainer)):
+            if need > self.total:
+                remedy = "lower engine.kv_cache_gib" if who == "sampler" else "set train.lora_rank"
+                raise InfrastructureError(
+                    f"the {who} needs about {need:.1f} GiB and this machine has {self.total:.1f}",
+                    where="memory",
+                    remedy=f"{remedy} or take a smaller model",
+                )
+
+
+def parameters(model_path: Path) -> int:
+    """Parameters stored in a model directory, read from the safetensors headers."""
+    return sum(
+        prod(entry["shape"])
+        for file in model_path.glob("*.safetensors")
+        for name, entry in _header(file).items()
+        if name != "__metadata__"
+    )
+
+
+def _header(file: Path) -> dict[str, dict[str, list[int]]]:
+    with file.open("rb") as handle:
+        (length,) = struct.unpack("<Q", handle.read(8))
+        return json.loads(handle.read(length))
+
+
+def context_length(model_path: Path) -> int:
+    """Longest sequence the model was made for, tokens."""
+    config = json.loads((model_path / "config.json").read_text())
+    return config.get("max_position_embeddings") or 2**31 - 1
+
+
+def footprint(
+    model_path: Path, *, kv_cache_gib: float, dtype: str, lora_rank: int, batch_tokens: int
+) -> Footprint:
+    """Plan for a model; `batch_tokens` is the tokens of one forward pass of the trainer."""
+    count = parameters(model_path)
+    width = 2 if dtype == "bfloat16" else 4
+    config = json.loads((model_path / "config.json").read_text())
+    sampler = PROCESS_GIB + 2 * width * count / GIB + kv_cache_gib
+    state = 4 if lora_rank else 16
+    # Activations: about 34 values a token and layer at width `hidden_size` (Korthikanti et al.
+    # 2022, arXiv:2205.05198, without attention scores), and fp32 logits with their gradient.
+    layers, hidden = config.get("num_hidden_layers", 0), config.get("hidden_size", 0)
+    activations = batch_tokens * (
+        34 * layers * hidden * width / 2 + 8 * config.get("vocab_size", 0)
+    )
+    trainer = PROCESS_GIB + (state * count + activations) / GIB
+    return Footprint(sampler, trainer, memory_gib())

@@ -1,0 +1,322 @@
+"""The figures of each round, computed from what the run recorded.
+
+`round_rows` gives one dict a round, which is also the schema of `selfkd curves --json` ("rounds")
+and of `metrics.jsonl`. Keys are stable; what does not exist (yet) is null. Own samples are those
+of steps without a label; rewards of samples that a judge could not score count nowhere as 0.
+
+round           number; round 0 is the base model
+policy          the policy whose samples, or else held-out answers, the round holds
+samples         own samples
+scored          own samples with a reward
+unscored        own samples judged without a reward
+unscored_by     {status: count} of the unscored
+kept            samples kept, over all keep steps
+dropped         {reason: count} of the others
+reward_mean     mean reward of the scored; reward_p10, _p50, _p90: quantiles, interpolated
+accept_rate     kept / (kept + dropped)
+coverage        share of prompts, among those decided on, with at least one kept sample
+heldout_reward  mean reward of the scored held-out answers of the policy measured in this round
+heldout_scored  held-out answers with a reward
+heldout_stderr  standard error of heldout_reward: s / sqrt(heldout_scored)
+pass_at_k       {"k": 1 - C(n-c, k) / C(n, k)}: n scored samples of a prompt, c of them with a
+                reward of at least 1, averaged over the prompts with n >= k; k = 1, 2, 4, ... n
+length_mean     tokens a completion; length_p95: 95 % quantile
+truncated       share of completions that were cut at the token limit
+distinct_2      distinct pairs of adjacent tokens / all such pairs, over all completions
+unique          share of distinct completions among a prompt's samples, averaged over the prompts
+                with at least two; null where there is none
+tokens          tokens sampled
+seconds         {"generate", "judge", "train", "evaluate"}: wall-clock of the finished steps;
+                evaluate holds all held-out steps, judge is without waiting for samples
+train           {"steps", "examples", "loss_first", "loss_last", "start"} and, where weights stayed
+                as they were, "no_signal": true
+gate            {"policy", "decision", "best", "p_value", "delta"}
+extra           {label: {"samples", "scored", "kept", "reward_mean"}} of further sampling in the
+                round, such as STaR's rationalisation
+"""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from selfkd.alarms import Alarm, alarms
+from selfkd.records import content_hash
+from selfkd.rundir import (
+    HELDOUT,
+    StepRecord,
+    read_columns,
+    read_lines,
+    round_numbers,
+    round_steps,
+    run_facts,
+)
+
+__all__ = ["Alarm", "alarms", "curves_document", "round_rows"]
+
+Row = dict[str, Any]
+
+SUCCESS = 1.0
+"""Smallest reward that pass@k counts as solved."""
+
+_FINISHED: dict[str, Row] = {}
+"""Rows of rounds all of whose steps are finished, by the hash of their manifests."""
+
+
+def curves_document(run_dir: Path) -> dict[str, Any]:
+    """What `selfkd curves --json` prints: `run_facts` of the run, and its `rounds`."""
+    return {**run_facts(run_dir), "rounds": round_rows(run_dir)}
+
+
+def round_rows(run_dir: Path) -> list[Row]:
+    """One row a round, in order, unfinished steps included; see the top of this file.
+
+    Raises DataError that names the file where a record is damaged.
+    """
+    return [_round_row(number, round_steps(run_dir, number)) for number in round_numbers(run_dir)]
+
+
+def _round_row(number: int, steps: Sequence[StepRecord]) -> Row:
+    if not all(step.finished for step in steps):
+        return _figures(number, steps)
+    key = content_hash([number, *(step.manifest for step in steps)], 32)
+    if key not in _FINISHED:
+        _FINISHED[key] = _figures(number, steps)
+    return copy.deepcopy(_FINISHED[key])
+
+
+def _figures(number: int, steps: Sequence[StepRecord]) -> Row:
+    steps = [s for s in steps if s.finished or s.shards()]
+    heldout = [s for s in steps if s.label == HELDOUT]
+    own = [s for s in steps if s.label != HELDOUT]
+    main = [s for s in own if not s.label]
+    sampled = [*_of(main, "generate"), *_of(heldout, "generate")]
+    return {
+        "round": number,
+        "policy": sampled[0].args().get("policy_name") if sampled else None,
+        **_sample_figures(_of(main, "generate")),
+        **_reward_figures(_of(main, "judge")),
+        **_keep_figures(_of(own, "keep")),
+        **_heldout_figures(_of(heldout, "judge")),
+        "seconds": {
+            "generate": _seconds(_of(own, "generate")),
+            "judge": _seconds(_of(own, "judge")),
+            "train": _seconds(_of(own, "train")),
+            "evaluate": _seconds(heldout),
+        },
+        "train": _train_figures(_of(own, "train")),
+        "gate": next((s.summary for s in _of(steps, "gate") if s.finished), None),
+        "extra": _extra_figures([s for s in own if s.label]),
+    }
+
+
+def _of(steps: Sequence[StepRecord], verb: str) -> list[StepRecord]:
+    return [s for s in steps if s.verb == verb]
+
+
+def _seconds(steps: Sequence[StepRecord]) -> float | None:
+    recorded = [s.manifest["seconds"] for s in steps if s.manifest]
+    return sum(recorded) if recorded else None
+
+
+def _table(steps: Sequence[StepRecord], columns: Sequence[str]) -> pa.Table:
+    return pa.concat_tables([s.table(columns) for s in steps])
+
+
+def _floats(column: pa.ChunkedArray) -> np.ndarray:
+    """A numeric column as float64, null as NaN."""
+    return column.to_numpy().astype(np.float64)
+
+
+def _codes(column: pa.ChunkedArray) -> np.ndarray:
+    """Strings as numbers from 0, equal where the strings are."""
+    encoded = column.combine_chunks().dictionary_encode()
+    return encoded.indices.to_numpy(zero_copy_only=False)
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value occurs, the commonest first."""
+    pairs = [(c["values"], c["counts"]) for c in column.value_counts().to_pylist()]
+    return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
+
+
+# -- samples --------------------------------------------------------------------------------------
+
+
+def _sample_figures(steps: Sequence[StepRecord]) -> Row:
+    names = ("samples", "tokens", "length_mean", "length_p95", "truncated", "distinct_2", "unique")
+    if not steps:
+        return dict.fromkeys(names)
+    row: Row = dict.fromkeys(names) | {"samples": 0, "tokens": 0}
+    shards = [_Shard(read_columns(path, _Shard.COLUMNS)) for s in steps for path in s.shards()]
+    lengths = np.concatenate([np.zeros(0, np.int64), *(s.lengths for s in shards)])
+    if not len(lengths):
+        return row
+    row |= {
+        "samples": len(lengths),
+        "tokens": int(lengths.sum()),
+        "truncated": sum(s.truncated for s in shards) / len(lengths),
+    }
+    if row["tokens"]:  # an engine that gives no token ids leaves these unknown
+        row |= {
+            "length_mean": float(lengths.mean()),
+            "length_p95": float(np.quantile(lengths, 0.95)),
+            "distinct_2": _distinct_2(shards),
+            "unique": _unique(shards),
+        }
+    return row
+
+
+class _Shard:
+    """What one shard of samples contributes, small enough to hold for millions of samples."""
+
+    COLUMNS = ("prompt_id", "tokens", "finish")
+
+    def __init__(self, table: pa.Table) -> None:
+        tokens = table.column("tokens").combine_chunks()
+        values = tokens.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+        self.lengths = tokens.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+        self.prompts = table.column("prompt_id")
+        self.truncated = _counts(table.column("finish")).get("length", 0)
+        ends = np.cumsum(self.lengths)
+        starts = ends - self.lengths
+        self.hashes = _hash_rows(values, starts, ends)
+        pairs = values[:-1] << 32 | values[1:]
+        inside = np.ones(max(0, len(values) - 1), dtype=bool)
+        boundaries = ends[(ends > 0) & (ends < len(values))] - 1
+        inside[boundaries] = False
+        self.pairs = int(inside.sum())
+        self.distinct_pairs = pa.array(pairs[inside]).unique()
+
+
+def _hash_rows(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """A 64-bit hash of each row `values[start:end]`: the sum of mixed (token, position) pairs."""
+    position = np.arange(len(values), dtype=np.int64) - np.repeat(starts, ends - starts)
+    mixed = (values << 32 | position).astype(np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    totals = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed ^ (mixed >> np.uint64(31)))])
+    return totals[ends] - totals[starts]
+
+
+def _distinct_2(shards: Sequence[_Shard]) -> float | None:
+    pairs = sum(s.pairs for s in shards)
+    distinct = pa.chunked_array([s.distinct_pairs for s in shards]).unique()
+    return len(distinct) / pairs if pairs else None
+
+
+def _unique(shards: Sequence[_Shard]) -> float | None:
+    prompts = _codes(pa.chunked_array([c for s in shards for c in s.prompts.chunks], pa.string()))
+    hashes = np.concatenate([s.hashes for s in shards])
+    order = np.lexsort((hashes, prompts))
+    prompts, hashes = prompts[order], hashes[order]
+    fresh = np.ones(len(prompts), dtype=bool)
+    fresh[1:] = (prompts[1:] != prompts[:-1]) | (hashes[1:] != hashes[:-1])
+    counts = np.bincount(prompts)
+    shares = np.bincount(prompts, weights=fresh)[counts > 1] / counts[counts > 1]
+    return float(shares.mean()) if len(shares) else None
+
+
+# -- verdicts and decisions -----------------------------------------------------------------------
+
+
+def _reward_figures(steps: Sequence[StepRecord]) -> Row:
+    quantiles = {"reward_p10": 0.1, "reward_p50": 0.5, "reward_p90": 0.9}
+    names = ("scored", "unscored", "unscored_by", "reward_mean", *quantiles, "pass_at_k")
+    if not steps:
+        return dict.fromkeys(names)
+    table = _table(steps, ["prompt_id", "reward", "status"])
+    rewards = _floats(table.column("reward"))
+    known = ~np.isnan(rewards)
+    row: Row = dict.fromkeys(names) | {
+        "scored": int(known.sum()),
+        "unscored": int((~known).sum()),
+        "unscored_by": _counts(table.filter(pa.array(~known)).column("status")),
+    }
+    if known.any():
+        row["reward_mean"] = float(rewards[known].mean())
+        row |= {name: float(np.quantile(rewards[known], q)) for name, q in quantiles.items()}
+        row["pass_at_k"] = _pass_at_k(_codes(table.column("prompt_id"))[known], rewards[known])
+    return row
+
+
+def _pass_at_k(prompts: np.ndarray, rewards: np.ndarray) -> dict[str, float]:
+    """Unbiased pass@k; `prompts` holds one number a sample, `rewards` its reward."""
+    n = np.bincount(prompts)
+    c = np.bincount(prompts, weights=rewards >= SUCCESS)
+    n, c = n[n > 0], c[n > 0]
+    found, k = {}, 1
+    while k <= n.max():
+        sizes, solved = n[n >= k], c[n >= k]
+        missed = np.ones(len(sizes))  # C(n-c, k) / C(n, k), factor by factor
+        for i in range(k):
+            missed *= np.maximum(sizes - solved - i, 0) / (sizes - i)
+        found[str(k)] = float(1 - missed.mean())
+        k *= 2
+    return found
+
+
+def _keep_figures(steps: Sequence[StepRecord]) -> Row:
+    if not steps:
+        return dict.fromkeys(("kept", "dropped", "accept_rate", "coverage"))
+    table = _table(steps, ["prompt_id", "kept", "reason"])
+    kept = table.column("kept").to_numpy().astype(bool)
+    covered = np.bincount(_codes(table.column("prompt_id")), weights=kept) > 0
+    return {
+        "kept": int(kept.sum()),
+        "dropped": _counts(table.filter(pa.array(~kept)).column("reason")),
+        "accept_rate": float(kept.mean()) if len(kept) else None,
+        "coverage": float(covered.mean()) if len(kept) else None,
+    }
+
+
+def _heldout_figures(steps: Sequence[StepRecord]) -> Row:
+    if not steps:
+        return dict.fromkeys(("heldout_reward", "heldout_scored", "heldout_stderr"))
+    rewards = _floats(_table(steps, ["reward"]).column("reward"))
+    rewards = rewards[~np.isnan(rewards)]
+    n = len(rewards)
+    return {
+        "heldout_reward": float(rewards.mean()) if n else None,
+        "heldout_scored": n,
+        "heldout_stderr": float(rewards.std(ddof=1) / np.sqrt(n)) if n > 1 else None,
+    }
+
+
+# -- the rest -------------------------------------------------------------------------------------
+
+
+def _train_figures(steps: Sequence[StepRecord]) -> Row | None:
+    if not steps:
+        return None
+    names = ("steps", "examples", "loss_first", "loss_last", "start")
+    step = steps[-1]
+    if step.finished:
+        flags = {k: v for k, v in step.summary.items() if v is True}
+        return {name: step.summary.get(name) for name in names} | flags
+    log = read_lines(step.path / "log.jsonl")
+    losses = [line["loss"] for line in log if line.get("loss") is not None]
+    return {
+        "steps": log[-1]["step"] if log else 0,
+        "examples": step.table(["id"]).num_rows,
+        "loss_first": losses[0] if losses else None,
+        "loss_last": losses[-1] if losses else None,
+        "start": step.args().get("start_name"),
+    }
+
+
+def _extra_figures(steps: Sequence[StepRecord]) -> dict[str, Row]:
+    found = {}
+    for label in dict.fromkeys(s.label for s in _of(steps, "generate")):
+        own = [s for s in steps if s.label == label]
+        rewards = _reward_figures(_of(own, "judge"))
+        found[label] = {
+            "samples": _sample_figures(_of(own, "generate"))["samples"],
+            "scored": rewards["scored"],
+            "kept": _keep_figures(_of(own, "keep"))["kept"],
+            "reward_mean": rewards["reward_mean"],
+        }
+    return found

@@ -1,0 +1,106 @@
+"""What a run would do, before it does it: prompts, samples, tokens, disk, memory and time."""
+
+from pathlib import Path
+from typing import Any
+
+from selfkd.assembly import engine_kind, open_run_prompts, plan_memory, residency
+from selfkd.config import Resolved
+from selfkd.hardware import cores, has_gpu
+from selfkd.memory import GIB, parameters
+from selfkd.models import find_model
+
+CHARS_PER_TOKEN = 4
+"""English text under a byte-pair vocabulary; only for plans."""
+SAMPLED_PER_CORE = 200
+TRAINED_PER_CORE = 250
+"""Tokens a second and core that SmolLM2-135M samples with vLLM and trains in bf16 on AVX512-bf16
+cores (`make bench`); other models scale with their parameters."""
+MEASURED_PARAMETERS = 135e6
+BYTES_PER_SAMPLE = 400
+"""Parquet bytes of a short sample with its verdict, decision and example."""
+
+
+def make_plan(resolved: Resolved, *, skip_bad: bool = False) -> dict[str, Any]:
+    """The plan as plain values; checks prompts and plug-ins, loads no model, writes nothing.
+
+    Tokens are an upper bound: every completion at its full length. Time is a rough estimate for
+    CPU, null on GPU and for models that are not on this machine yet.
+    """
+    config, options = resolved.config, resolved.options
+    source = open_run_prompts(resolved, skip_bad=skip_bad)
+    prompts, heldout = source.train(0), source.heldout()
+    samples = options.samples(len(prompts))
+    longest = config.sampling.max_tokens
+    evaluated = len(heldout) * (options.rounds + 1) if resolved.gold_judge else 0
+    completion_tokens = (samples * (options.rounds + 1) + evaluated) * longest
+    characters = sum(len(m["content"]) for p in prompts for m in p.messages)
+    plan: dict[str, Any] = {
+        "loop": resolved.loop.name,
+        "model": config.model,
+        "judge": resolved.judge.name,
+        "gold_judge": resolved.gold_judge.name if resolved.gold_judge else None,
+        "engine": engine_kind(config.engine.kind)[0],
+        "rounds": options.rounds,
+        "prompts_per_round": len(prompts),
+        "heldout": len(heldout),
+        "samples_per_round": samples,
+        "prompt_tokens_per_round": characters // CHARS_PER_TOKEN,
+        "completion_tokens_at_most": completion_tokens,
+        "prompt_report": source.report,
+    }
+    return plan | _costs(resolved, find_model(config.model), samples, completion_tokens)
+
+
+def _costs(
+    resolved: Resolved, model: Path | None, samples: int, completion_tokens: int
+) -> dict[str, Any]:
+    if model is None:
+        return {"model_present": False, "parameters": None, "disk_gib": None, "memory_gib": None,
+                "residency": None, "minutes": None}  # fmt: skip
+    count, rounds = parameters(model), resolved.options.rounds
+    size = sum(f.stat().st_size for f in model.glob("*.safetensors")) / GIB
+    memory = plan_memory(resolved.config, model)
+    scale = cores() * MEASURED_PARAMETERS / max(count, 1)
+    trained = samples * rounds * resolved.config.train.epochs * resolved.config.sampling.max_tokens
+    seconds = completion_tokens / (SAMPLED_PER_CORE * scale) + trained / (TRAINED_PER_CORE * scale)
+    return {
+        "model_present": True,
+        "parameters": count,
+        "disk_gib": round(rounds * size + samples * (rounds + 1) * BYTES_PER_SAMPLE / GIB, 2),
+        "memory_gib": {
+            "sampler": round(memory.sampler, 1),
+            "trainer": round(memory.trainer, 1),
+            "machine": round(memory.total, 1),
+        },
+        "residency": residency(resolved.config, memory),
+        "minutes": None if has_gpu() else round(seconds / 60, 1),
+    }
+
+
+def render_plan(plan: dict[str, Any]) -> str:
+    """The plan as lines for a person."""
+    lines = [
+        f"loop       {plan['loop']}, {plan['rounds']} rounds",
+        f"model      {plan['model']}"
+        + ("" if plan["model_present"] else "  (not here yet: it will be fetched)"),
+        f"judge      {plan['judge']}; held-out: "
+        + (f"{plan['gold_judge']} on {plan['heldout']} prompts" if plan["gold_judge"] else "none"),
+        f"engine     {plan['engine']}"
+        + (f", {plan['residency']} resident" if plan["residency"] == "both" else ""),
+        f"a round    {plan['prompts_per_round']:,} prompts, {plan['samples_per_round']:,} samples, "
+        f"about {plan['prompt_tokens_per_round']:,} prompt tokens",
+        f"in all     at most {plan['completion_tokens_at_most']:,} sampled tokens",
+    ]
+    if plan["model_present"]:
+        memory = plan["memory_gib"]
+        lines += [
+            f"memory     sampler {memory['sampler']} GiB, trainer {memory['trainer']} GiB "
+            f"of {memory['machine']}",
+            f"disk       {plan['disk_gib']} GiB",
+            "time       "
+            + (f"at most about {plan['minutes']} minutes" if plan["minutes"] else "not estimated"),
+        ]
+    lines += [
+        f"prompts    {v} {k.replace('_', ' ')}" for k, v in plan["prompt_report"].items() if v
+    ]
+    return "\n".join([*lines, "nothing was written"])

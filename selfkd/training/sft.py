@@ -1,0 +1,221 @@
+"""Supervised fine-tuning on exact tokens, on TRL's SFTTrainer.
+
+The loss of an optimiser step is the weighted mean over its completion tokens,
+
+    L = sum_i w_i sum_t -log p(y_it | x_i, y_i<t)  /  sum_i w_i |y_i|,
+
+over all micro-batches of the step. What is subclassed: weights, batches of similar length, and on
+CPU the output head, which is applied only where a completion token is predicted.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.nn.functional import cross_entropy
+from torch.utils.data import Sampler
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from selfkd.errors import Diverged
+from selfkd.records import Example
+from selfkd.training.base import TrainJob, TrainOptions
+
+IGNORED = -100
+"""Label of positions without loss."""
+
+
+class Collator:
+    """Pads rows on the right to the longest of the batch."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self._pad = pad_token_id
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """`input_ids`, `attention_mask` and `labels` of shape (B, T), `weights` of shape (B,)."""
+        longest = max(len(row["input_ids"]) for row in rows)
+        ids = torch.full((len(rows), longest), self._pad)
+        labels = torch.full((len(rows), longest), IGNORED)
+        mask = torch.zeros((len(rows), longest), dtype=torch.long)
+        for i, row in enumerate(rows):
+            length, start = len(row["input_ids"]), row["prompt_length"]
+            ids[i, :length] = torch.tensor(row["input_ids"])
+            labels[i, start:length] = ids[i, start:length]
+            mask[i, :length] = 1
+        weights = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels, "weights": weights}
+
+
+class SimilarLengths(Sampler[int]):
+    """Every example once an epoch, in batches of similar length that come in random order.
+
+    Lengths are ranked with a seeded tie-break, so that batches differ from epoch to epoch.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self._lengths = torch.tensor(lengths)
+        self._batch_size = batch_size
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        shuffled = torch.randperm(len(self), generator=self._generator)
+        ranked = shuffled[torch.argsort(self._lengths[shuffled], stable=True)]
+        batches = list(ranked.split(self._batch_size))
+        short = [b for b in batches if len(b) < self._batch_size]
+        full = batches[: len(batches) - len(short)]
+        order = torch.randperm(len(full), generator=self._generator).tolist()
+        # The short batch comes last: a sampler's order is cut into batches from the front.
+        for batch in [*(full[i] for i in order), *short]:
+            yield from batch.tolist()
+
+
+class WeightedSFTTrainer(SFTTrainer):
+    """SFTTrainer with per-example weights, a log of its own, and no tolerance for NaN."""
+
+    def __init__(self, *args: Any, log_file: Path, seed: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._log_file = log_file.open("w", encoding="utf-8")
+        self._seed = seed
+        self.tokens_seen = 0
+        self.losses: list[float] = []
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        lengths = [len(ids) for ids in (train_dataset or self.train_dataset)["input_ids"]]
+        return SimilarLengths(lengths, self.args.train_batch_size, self._seed)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> torch.Tensor:
+        """The weight of the completion tokens of an optimiser step, over all its micro-batches."""
+        return torch.stack([_token_weights(b).sum() for b in batch_samples]).sum().to(device)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """The part of the step's loss that this micro-batch contributes."""
+        weights = _token_weights(inputs)
+        self.tokens_seen += int(inputs["attention_mask"].sum())
+        batch = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+        if inputs["input_ids"].is_cuda:
+            outputs = model(**batch, labels=inputs["labels"], fused_lm_head=True)
+            nll = -outputs.log_probs
+        else:
+            nll = _completion_nll(model, batch, inputs["labels"])
+        total = weights.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = (nll * weights).sum() / total.clamp(min=1e-8)
+        if not torch.isfinite(loss):
+            raise Diverged(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}",
+                where="train",
+                remedy="lower train.learning_rate or train.max_grad_norm",
+            )
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """One line a step in the log file."""
+        if "loss" not in logs:
+            return
+        if not math.isfinite(logs["grad_norm"]):
+            raise Diverged(
+                f"the gradient norm is {logs['grad_norm']} at step {self.state.global_step}",
+                where="train",
+                remedy="lower train.learning_rate",
+            )
+        self.losses.append(logs["loss"])
+        row = {
+            "step": self.state.global_step,
+            "total_steps": self.state.max_steps,
+            "loss": logs["loss"],
+            "grad_norm": logs["grad_norm"],
+            "learning_rate": logs["learning_rate"],
+            "epoch": self.state.epoch,
+            "tokens": self.tokens_seen,
+        }
+        self._log_file.write(json.dumps(row) + "\n")
+        self._log_file.flush()
+
+
+def _token_weights(batch: dict[str, Any]) -> torch.Tensor:
+    """Weight of each predicted token, shape (B, T - 1)."""
+    return (batch["labels"][:, 1:] != IGNORED) * batch["weights"][:, None]
+
+
+def _completion_nll(model: Any, batch: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
+    """-log p of the next token, shape (B, T - 1), zero where there is no label.
+
+    Logits exist only at positions where some row of the batch predicts a completion token.
+    """
+    targets = labels[:, 1:]
+    positions = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
+    logits = model(**batch, logits_to_keep=positions, use_cache=False).logits
+    kept = targets[:, positions]
+    nll = cross_entropy(
+        logits.float().flatten(0, 1), kept.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    full = nll.new_zeros(targets.shape)
+    return full.index_copy(1, positions, nll.view(kept.shape))
+
+
+def make_trainer(
+    model: Any, tokenizer: Any, examples: Sequence[Example], job: TrainJob, dtype: str
+) -> WeightedSFTTrainer:
+    """A trainer over the examples' exact tokens, ready to `train()`."""
+    rows = [
+        {
+            "input_ids": [*e.prompt_tokens, *e.completion_tokens],
+            "prompt_length": len(e.prompt_tokens),
+            "weight": e.weight,
+        }
+        for e in examples
+    ]
+    pad = tokenizer.pad_token_id
+    return WeightedSFTTrainer(
+        model=model,
+        args=_arguments(job, job.options, dtype, len(rows)),
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(rows),
+        data_collator=Collator(tokenizer.eos_token_id if pad is None else pad),
+        log_file=Path(job.log_file),
+        seed=job.seed,
+    )
+
+
+def _arguments(job: TrainJob, options: TrainOptions, dtype: str, count: int) -> SFTConfig:
+    batch = min(options.batch_size, count)
+    micro = min(options.micro_batch_size or batch, batch)
+    on_cpu = not torch.cuda.is_available()
+    steps = job.max_steps or math.ceil(options.epochs * math.ceil(count / batch))
+    return SFTConfig(
+        output_dir=job.out_dir,
+        use_cpu=on_cpu,
+        bf16=dtype == "bfloat16",
+        gradient_checkpointing=not on_cpu,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=math.ceil(batch / micro),
+        max_steps=steps,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=options.schedule,
+        warmup_steps=math.ceil(options.warmup_ratio * steps),
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        seed=job.seed,
+        data_seed=job.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )

@@ -1,0 +1,214 @@
+"""The samples of a round with their verdicts, and why each was kept or dropped."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from selfkd.errors import UsageError
+from selfkd.rundir import HELDOUT, StepRecord, read_columns, round_numbers, round_steps, run_facts
+from selfkd.terminal import one_line, shows_unicode, visible
+
+Row = dict[str, Any]
+
+_SAMPLE = ("id", "prompt_id", "completion", "finish", "tokens", "policy", "view")
+_PROMPT = ("id", "messages", "answer")
+_VERDICT = ("sample_id", "reward", "status", "answer", "rationale")
+_DECISION = ("sample_id", "kept", "reason")
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def show_samples(
+    run_dir: Path, round: int, *, kept: bool | None = None, limit: int = 10, label: str = ""
+) -> list[Row]:
+    """The first `limit` samples of a round, in the order they were recorded.
+
+    Keys: sample_id, prompt_id, label, prompt, answer, completion, finish, tokens (their number),
+    policy, view, reward, status, verdict_answer, rationale, kept, reason; null where nothing is
+    recorded. `kept` selects by decision. An empty `label` means all but the held-out answers,
+    `heldout` means those, another label the samples of that step. A round that only decides about
+    samples of an earlier one shows those. Raises UsageError for a round or label that is not there.
+    """
+    decided = _of(_labelled(run_dir, round, label), "keep")
+    source = _source(run_dir, round, label)
+    ids = list(islice(_ids(source, decided, kept), limit))
+    samples = _find(_of(source, "generate"), _SAMPLE, ids)
+    prompts = _find(_of(source, "prompts"), _PROMPT, {s["prompt_id"] for s in samples.values()})
+    verdicts = _find(_of(source, "judge"), _VERDICT, ids)
+    decisions = _find(decided, _DECISION, ids)
+    return [
+        _row(
+            samples[i],
+            prompts.get(samples[i]["prompt_id"], {}),
+            verdicts.get(i, {}),
+            decisions.get(i, {}),
+        )
+        for i in ids
+        if i in samples
+    ]
+
+
+def _labelled(run_dir: Path, round: int, label: str) -> list[StepRecord]:
+    run_facts(run_dir)  # refuses what is not a run
+    there = round_numbers(run_dir)
+    if round not in there:
+        listed = ", ".join(map(str, there)) or "none yet"
+        raise UsageError(
+            f"there is no round {round}", where=str(run_dir), remedy=f"rounds: {listed}"
+        )
+    steps = round_steps(run_dir, round)
+    labels = sorted({s.label for s in _of(steps, "generate") if s.label})
+    if label and label not in labels:
+        raise UsageError(
+            f"round {round} has no samples labelled {label!r}",
+            where=str(run_dir),
+            remedy=f"labels: {', '.join(labels) or 'none'}",
+        )
+    return [s for s in steps if (s.label == label if label else s.label != HELDOUT)]
+
+
+def _source(run_dir: Path, round: int, label: str) -> list[StepRecord]:
+    """The steps that hold the samples: of this round, or of the last one that sampled."""
+    for number in reversed([n for n in round_numbers(run_dir) if n <= round]):
+        steps = _labelled(run_dir, number, label)
+        if _of(steps, "generate") or not _of(steps, "keep"):
+            return steps
+    return []
+
+
+def _of(steps: Iterable[StepRecord], verb: str) -> list[StepRecord]:
+    return [s for s in steps if s.verb == verb]
+
+
+def _ids(
+    source: Iterable[StepRecord], decided: Iterable[StepRecord], kept: bool | None
+) -> Iterator[str]:
+    if kept is None:
+        for step in _of(source, "generate"):
+            for table in step.tables(["id"]):
+                yield from table.column("id").to_pylist()
+        return
+    for step in decided:
+        for table in step.tables(["sample_id", "kept"]):
+            chosen = table.filter(pc.field("kept") == kept)
+            yield from chosen.column("sample_id").to_pylist()
+
+
+def _find(
+    steps: Iterable[StepRecord], columns: Sequence[str], ids: Iterable[str]
+) -> dict[str, Row]:
+    """Rows by their first column, `ids` only; stops reading when all are found."""
+    wanted, found = set(ids), dict[str, Row]()
+    for step in steps:
+        for path in step.shards():
+            if not wanted:
+                return found
+            table = read_columns(path, columns).filter(pc.field(columns[0]).isin(sorted(wanted)))
+            for row in table.to_pylist():
+                found[row[columns[0]]] = row | {"label": step.label}
+            wanted -= found.keys()
+    return found
+
+
+def _row(sample: Row, prompt: Row, verdict: Row, decision: Row) -> Row:
+    return {
+        "sample_id": sample["id"],
+        "prompt_id": sample["prompt_id"],
+        "label": sample["label"],
+        "prompt": _prompt_text(prompt),
+        "answer": prompt.get("answer"),
+        "completion": sample["completion"],
+        "finish": sample["finish"],
+        "tokens": len(sample["tokens"]),
+        "policy": sample["policy"],
+        "view": sample["view"],
+        "reward": verdict.get("reward"),
+        "status": verdict.get("status"),
+        "verdict_answer": verdict.get("answer"),
+        "rationale": verdict.get("rationale"),
+        "kept": decision.get("kept"),
+        "reason": decision.get("reason"),
+    }
+
+
+def _prompt_text(prompt: Row) -> str | None:
+    """A lone message as it is, several with the role before each."""
+    if not prompt:
+        return None
+    messages = json.loads(prompt["messages"])
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n".join(f"[{m['role']}] {m['content']}" for m in messages)
+
+
+# -- printing -------------------------------------------------------------------------------------
+
+
+def render_samples(
+    rows: Sequence[Row], *, width: int | None = None, color: bool | None = None
+) -> str:
+    """Samples as text for a terminal, wrapped to `width` columns (default: the terminal's).
+
+    What the model wrote is data: markup in it is shown, and whatever could act on the terminal is
+    written out. `color` defaults to whether stdout is a terminal.
+    """
+    if not rows:
+        return "no such samples"
+    console = Console(
+        width=width or shutil.get_terminal_size().columns,
+        force_terminal=sys.stdout.isatty() if color is None else color,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    with console.capture() as capture:
+        for row in rows:
+            console.print(_sample_title(row), _sample_fields(row), "")
+    text = "\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n"))
+    encoding = "utf-8" if shows_unicode(sys.stdout) else "ascii"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _sample_title(row: Row) -> Text:
+    title = Text(one_line(row["sample_id"]), style="bold")
+    facts = [row["policy"], row["view"], f"{row['tokens']} tokens", row["finish"], row["label"]]
+    title.append("  " + "  ".join(one_line(str(f)) for f in facts if f), style="dim not bold")
+    return title
+
+
+def _sample_fields(row: Row) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(justify="right", style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    judged = "green" if (row["reward"] or 0) > 0 else "yellow"
+    decided = (
+        None if row["kept"] is None else "kept" if row["kept"] else f"dropped: {row['reason']}"
+    )
+    for name, value, style in (
+        ("prompt", row["prompt"], ""),
+        ("expected", row["answer"], ""),
+        ("wrote", row["completion"], "cyan"),
+        ("verdict", _verdict_text(row), judged),
+        ("because", row["rationale"], ""),
+        ("decision", decided, "green" if row["kept"] else "yellow"),
+    ):
+        if value:
+            grid.add_row(name, Text(visible(value), style=style))
+    return grid
+
+
+def _verdict_text(row: Row) -> str:
+    if row["status"] is None:
+        return "not judged"
+    said = f"no reward ({row['status']})" if row["reward"] is None else f"reward {row['reward']:g}"
+    return f"{said}, read {row['verdict_answer']!r}" if row["verdict_answer"] is not None else said

@@ -1,0 +1,137 @@
+"""A run whose sampler and trainer are scripted: every verb and every record is real.
+
+For tests of loops and of the run's bookkeeping, where a model would only cost time.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfkd.config import resolve
+from selfkd.judging import JudgeSpec
+from selfkd.launch import new_run
+from selfkd.ledger import Ledger
+from selfkd.prompts import open_prompts
+from selfkd.records import Sample, Verdict
+from selfkd.run import EndOfRun, Run, Setting
+from selfkd.sampling.actor import Progress, Shard
+from selfkd.sampling.base import Completion
+from selfkd.training.base import TrainJob, TrainReport
+from tests.testbed.charmodel import char_tokenizer
+from tests.testbed.play import JUDGES
+
+Answer = Callable[[str, str, int], str]
+"""(policy, rendered prompt, index) -> completion."""
+
+TOKENIZER = char_tokenizer()
+
+
+class Silent:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def event(self, name: str, **fields: Any) -> None:
+        self.events.append((name, fields))
+
+
+class ScriptedSampler:
+    """Answers by a function; remembers what it was asked."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.asked: list[tuple[str, str]] = []
+
+    def generate(
+        self, policy: str, path: Path, canary: Any, shards: Sequence[Any], sampling: Any
+    ) -> Iterator[Shard | Progress]:
+        for index, requests in shards:
+            completions = {}
+            for request in requests:
+                text = TOKENIZER.decode(list(request.prompt_tokens)).replace(" ", "")
+                self.asked += [(policy, text)] * request.n
+                completions[request.id] = [
+                    self._complete(self.answer(policy, text, k), sampling.max_tokens)
+                    for k in range(request.n)
+                ]
+            yield Shard(index, completions)
+
+    def _complete(self, text: str, limit: int) -> Completion:
+        tokens = [*TOKENIZER(text)["input_ids"], TOKENIZER.eos_token_id]
+        finish = "stop" if len(tokens) <= limit else "length"
+        return Completion(text, tuple(tokens[:limit]), finish)
+
+    def close(self) -> None: ...
+
+
+class ScriptedRun(Run):
+    """A Run without processes."""
+
+    def __init__(self, *args: Any, answer: Answer) -> None:
+        self._answer = answer
+        self.jobs: list[TrainJob] = []
+        super().__init__(*args)
+
+    def _make_sampler(self) -> Any:
+        return ScriptedSampler(self._answer)
+
+    def judge_batches(
+        self, judge: JudgeSpec, batches: Iterator[list[Sample]]
+    ) -> Iterator[list[Verdict]]:
+        target = judge.build()
+        for batch in batches:
+            verdicts = []
+            for sample in batch:
+                value = target(sample)
+                if not isinstance(value, Verdict):
+                    value = sample.verdict(value)
+                verdicts.append(dataclasses.replace(value, judge=judge.name))
+            yield verdicts
+
+    def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
+        self.jobs.append(job)
+        for file in Path(job.start_path).iterdir():
+            if file.name != "MANIFEST.json":
+                shutil.copy(file, job.out_dir)
+        return TrainReport(job.max_steps or 1, 1, 1, 1.0, 0.5, 0.0)
+
+
+def scripted_run(folder: Path, source: Path, answer: Answer, **settings: Any) -> ScriptedRun:
+    """A scripted run in `folder`, on the addition testbed's tokenizer and judge."""
+    model = folder / "model"
+    if not model.exists():
+        model.mkdir(parents=True)
+        (model / "config.json").write_text("{}")
+        (model / "model.safetensors").write_bytes(b"weights")
+    config: dict[str, Any] = {
+        "loop": "rest_em",
+        "model": str(model),
+        "prompts": {"source": str(source), "fresh": False, "heldout": 0},
+        "judge": f"{JUDGES}:right",
+        "sampling": {"max_tokens": 40},
+    }
+    resolved = resolve(config | settings)
+    path = new_run(resolved, folder / "runs", settings.get("name"))
+    opened = open_prompts(resolved.config.prompts, seed=resolved.config.seed, base=folder)
+    setting = Setting(model, TOKENIZER, "transformers", False, 96, 0, 0)
+    ledger = Ledger(path)
+    cluster: Any = None
+    run = ScriptedRun(
+        resolved, ledger, cluster, setting, opened, Silent(), lambda: None, answer=answer
+    )
+    run.loop = resolved.loop  # type: ignore[attr-defined]
+    return run
+
+
+def play_script(run: ScriptedRun) -> str:
+    """Run the loop to its end; the reason if it ended early."""
+    reason = ""
+    try:
+        run.loop.fn(run, run.options)  # type: ignore[attr-defined]
+    except EndOfRun as end:
+        reason = end.reason
+    run.finish()
+    return reason

@@ -1,0 +1,125 @@
+"""Configs are strict, point at the line, and keep paths right wherever they were written."""
+
+from pathlib import Path
+
+import pytest
+
+from selfkd.config import Resolved, load, resolve
+from selfkd.errors import UsageError
+
+LOOPS = Path(__file__).parents[1] / "loops"
+
+BASE = """\
+loop: rest_em
+model: some/model
+prompts: data.jsonl
+judge: number
+rounds: 3
+sampling:
+  temperature: 0.7
+  max_tokens: 32
+"""
+
+
+def write(folder: Path, text: str = BASE) -> Path:
+    (folder / "data.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("file", sorted(LOOPS.glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_loop_has_a_config_that_resolves(file):
+    resolved = load(file)
+    assert resolved.loop.name == file.stem
+    assert resolved.options.rounds >= 1
+    assert resolved.gold_judge is not None
+
+
+def test_the_document_resolves_to_itself(tmp_path):
+    resolved = load(
+        write(tmp_path), ["train.learning_rate=3e-5", "judge={use: number, tolerance: 0.1}"]
+    )
+    again = resolve(resolved.document())
+    assert again.document() == resolved.document()
+    assert again.judge.identity() == resolved.judge.identity()
+
+
+def test_overrides_are_typed_and_reach_sections_and_loop_options(tmp_path):
+    resolved = load(
+        write(tmp_path),
+        ["rounds=6", "samples_per_prompt=2", "train.learning_rate=1e-4", "prompts.per_round=5"],
+    )
+    assert resolved.options.rounds == 6
+    assert resolved.options.samples(10) == 20
+    assert resolved.config.train.learning_rate == 1e-4
+    assert resolved.config.prompts.per_round == 5
+    assert resolved.config.prompts.source.endswith("data.jsonl")
+
+
+def test_paths_are_relative_to_whoever_wrote_them(tmp_path, monkeypatch):
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir(), here.mkdir()
+    (here / "mine.py").write_text("def polite(sample):\n    return 1.0\n")
+    (here / "other.jsonl").write_text('{"prompt": "x"}\n')
+    monkeypatch.chdir(here)
+    resolved = load(write(there), ["judge=mine.py:polite"])
+    assert resolved.config.prompts.source == str(there / "data.jsonl")
+    assert resolved.judge.spec == f"{here / 'mine.py'}:polite"
+    assert load(write(there), ["prompts=other.jsonl"]).config.prompts.source == str(
+        here / "other.jsonl"
+    )
+    assert isinstance(resolve(resolved.document()), Resolved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("rounds: 3|ronds: 3", r"run\.yaml:5: unknown key ronds — did you mean rounds\?"),
+        ("temperature: 0.7|temprature: 0.7", r"run\.yaml:7: unknown key sampling\.temprature — did you mean sampling\.temperature\?"),
+        ("rounds: 3|rounds: -1", r"run\.yaml:5: rounds = -1: should be greater than or equal to 1"),
+        ("temperature: 0.7|temperature: .nan", r"run\.yaml:7: sampling\.temperature = nan: should be a finite number"),
+        ("max_tokens: 32|max_tokens: 0", r"run\.yaml:8: sampling\.max_tokens = 0: should be greater than or equal to 1"),
+        ("rounds: 3|rounds: many", r"run\.yaml:5: rounds = 'many': should be a valid integer"),
+        ("judge: number|judge: numbr", r"run\.yaml:4: unknown judge 'numbr' — did you mean 'number'\?"),
+        ("judge: number|judge: {use: number, tolerence: 1}", r"run\.yaml:4: .*tolerence.*did you mean .*tolerance"),
+        ("loop: rest_em|loop: rest_me", r"run\.yaml:1: unknown loop 'rest_me' — did you mean 'rest_em'\?"),
+        ("judge: number\n|", r"run\.yaml: judge is missing"),
+        ("rounds: 3|rounds: 3\nrounds: 4", r"run\.yaml:6:1: duplicate key rounds \(first on line 5\)"),
+        ("rounds: 3|\trounds: 3", r"run\.yaml:5:1: malformed YAML"),
+        ("rounds: 3|rounds: [3", r"run\.yaml:6:\d+: malformed YAML"),
+        ("model: some/model|model: sk-abcdefghijklmnop", r"run\.yaml:2: model holds what looks like a secret"),
+    ],
+)  # fmt: skip
+def test_mistakes_name_the_line_the_value_and_the_remedy(tmp_path, change, message):
+    old, new = change.split("|")
+    with pytest.raises(UsageError, match=message) as error:
+        load(write(tmp_path, BASE.replace(old, new, 1)))
+    assert error.value.exit_code == 2
+    assert "sk-abc" not in str(error.value)
+
+
+def test_a_wrong_override_is_named(tmp_path):
+    with pytest.raises(
+        UsageError,
+        match=r"override 'train\.epochz=2': unknown key train\.epochz — did you mean train\.epochs",
+    ):
+        load(write(tmp_path), ["train.epochz=2"])
+    with pytest.raises(UsageError, match=r"override 'rounds=0': rounds = 0"):
+        load(write(tmp_path), ["rounds=0"])
+    with pytest.raises(UsageError, match="'rounds' is not an override"):
+        load(write(tmp_path), ["rounds"])
+
+
+def test_gate_off_survives_yaml(tmp_path):
+    assert load(write(tmp_path, BASE + "gate: {mode: off}\n")).config.gate.mode == "off"
+
+
+def test_a_loop_may_not_shadow_a_section(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from selfkd import LoopOptions, Run\n"
+        "class Options(LoopOptions):\n    sampling: int = 1\n"
+        "def mine(run: Run, options: Options) -> None: ...\n"
+    )
+    with pytest.raises(UsageError, match="names an option like a config section: sampling"):
+        load(write(tmp_path, BASE.replace("loop: rest_em", "loop: mine.py:mine")))

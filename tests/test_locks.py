@@ -1,0 +1,36 @@
+"""One process works on a run at a time, and a dead one's lock is taken over."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from selfkd.errors import LockHeld
+from selfkd.locks import RunLock
+
+HOLD = (
+    "import sys, time\nfrom pathlib import Path\nfrom selfkd.locks import RunLock\n"
+    "with RunLock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+)
+
+
+def test_the_second_process_is_told_who_holds_it_and_a_killed_holder_is_taken_over(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    with pytest.raises(LockHeld, match=f"process {holder.pid} on ") as error, RunLock(tmp_path):
+        pass
+    assert error.value.exit_code == 6
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    with RunLock(tmp_path) as lock:
+        assert lock.stale is not None and lock.stale["pid"] == holder.pid
+
+
+def test_an_orderly_release_leaves_nothing_stale(tmp_path):
+    with RunLock(tmp_path) as first:
+        assert first.stale is None
+    with RunLock(tmp_path) as second:
+        assert second.stale is None

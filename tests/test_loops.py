@@ -1,0 +1,217 @@
+"""Each loop builds the data its paper says, on worked examples with a scripted policy."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from selfkd.errors import DataError, UsageError
+from selfkd.metrics import round_rows
+from tests.fakes import TOKENIZER, ScriptedRun, play_script, scripted_run
+from tests.testbed.addition import write_prompts
+from tests.testbed.play import JUDGES
+
+
+def decode(tokens: list[int]) -> str:
+    return TOKENIZER.decode(tokens, skip_special_tokens=True).replace(" ", "")
+
+
+def examples(run: ScriptedRun, round: int) -> list[tuple[str, str]]:
+    """(prompt, completion) pairs a round trained on."""
+    (step,) = run.ledger.round_dir(round).glob("*-train")
+    rows = pq.read_table(step / "00000.parquet").to_pylist()
+    return sorted((decode(r["prompt_tokens"]), decode(r["completion_tokens"])) for r in rows)
+
+
+@pytest.fixture
+def sums(tmp_path: Path) -> Path:
+    return write_prompts(tmp_path / "sums.jsonl", [(1, 2), (12, 34), (5, 5)])
+
+
+def test_rest_em_keeps_distinct_correct_answers_up_to_the_cap(tmp_path, sums):
+    script = {
+        "1+2=": ["3", "3", "1+2=3;3", "4"],
+        "12+34=": ["46", "45", "44", "43"],
+        "5+5=": ["9"] * 4,
+    }
+    run = scripted_run(
+        tmp_path, sums, lambda policy, text, k: script[text][k],
+        rounds=3, samples_per_prompt=4, max_kept_per_prompt=1, start="base",
+    )  # fmt: skip
+    play_script(run)
+    kept = examples(run, 0)
+    assert [p for p, _ in kept] == ["1+2=", "12+34="]
+    assert kept[0][1] in {"3", "1+2=3;3"} and kept[1][1] == "46"
+    decisions = pq.read_table(
+        next(run.ledger.round_dir(0).glob("*-keep")) / "00000.parquet"
+    ).to_pylist()
+    reasons = sorted(d["reason"] for d in decisions if not d["kept"])
+    assert reasons == ["duplicate"] + ["incorrect"] * 8 + ["over 1 a prompt"]
+
+
+def test_rest_em_trains_from_the_base_and_samples_from_the_last_policy(tmp_path, sums):
+    run = scripted_run(
+        tmp_path, sums, lambda policy, text, k: str(eval(text[:-1])), rounds=3, samples_per_prompt=1
+    )
+    play_script(run)
+    assert {Path(j.start_path).name for j in run.jobs} == {"model"}
+    assert [p for p, _ in run.sampler.asked][::3] == ["base", "round-1", "round-2", "round-3"]  # type: ignore[attr-defined]
+    again = scripted_run(
+        tmp_path, sums, lambda policy, text, k: str(eval(text[:-1])),
+        rounds=2, samples_per_prompt=1, start="previous",
+    )  # fmt: skip
+    play_script(again)
+    assert [Path(j.start_path).name for j in again.jobs] == ["model", "round-001"]
+
+
+def test_rest_em_shots_are_sampled_under_but_not_trained_on(tmp_path, sums):
+    run = scripted_run(
+        tmp_path, sums, lambda policy, text, k: str(eval(text[4:-1])),
+        rounds=1, samples_per_prompt=1, shots=[["2+2=", "4"]],
+    )  # fmt: skip
+    # The character template joins contents: 2+2= 4 1+2=
+    run.sampler.answer = lambda policy, text, k: str(eval(text.removeprefix("2+2=4")[:-1]))  # type: ignore[attr-defined]
+    play_script(run)
+    assert all(text.startswith("2+2=4") for _, text in run.sampler.asked)  # type: ignore[attr-defined]
+    assert examples(run, 0) == [("1+2=", "3"), ("12+34=", "46"), ("5+5=", "10")]
+
+
+def test_star_rationalises_failures_and_removes_the_hint(tmp_path, sums):
+    def answer(policy: str, text: str, k: int) -> str:
+        if text.endswith("]"):  # hinted: it manages 12+34 now, and 5+5 still not
+            return {"12+34=[46]": "2+4=6,1+3=4;46", "5+5=[10]": "11"}[text]
+        return {"1+2=": "1+2=3;3", "12+34=": "45", "5+5=": "11"}[text]
+
+    run = scripted_run(
+        tmp_path, sums, answer, loop="star", rounds=3, hint="[{answer}]", first_steps=10, growth=1.5
+    )
+    play_script(run)
+    asked = [text for policy, text in run.sampler.asked if policy == "base"]  # type: ignore[attr-defined]
+    assert sorted(asked) == sorted(["1+2=", "12+34=", "5+5=", "12+34=[46]", "5+5=[10]"])
+    assert examples(run, 0) == [("1+2=", "1+2=3;3"), ("12+34=", "2+4=6,1+3=4;46")]
+    assert [j.max_steps for j in run.jobs] == [10, 15, 22]
+    assert {Path(j.start_path).name for j in run.jobs} == {"model"}
+    row = round_rows(run.ledger.path)[0]
+    assert row["reward_mean"] == pytest.approx(1 / 3)  # hinted answers do not count as skill
+    assert row["extra"]["rationalise"]["kept"] == 1
+
+
+def test_star_without_rationalisation_never_hints(tmp_path, sums):
+    run = scripted_run(
+        tmp_path, sums, lambda policy, text, k: "3", loop="star", rounds=1, rationalise=False
+    )
+    play_script(run)
+    assert examples(run, 0) == [("1+2=", "3")]
+    assert len(run.sampler.asked) == 6  # type: ignore[attr-defined]
+
+
+def test_star_arithmetic_schedule():
+    from selfkd.loops.star import StarOptions
+
+    paper = StarOptions(first_steps=300, growth=1.0, added_steps=20)
+    assert [paper.steps(i) for i in range(3)] == [300, 320, 340]
+    assert [StarOptions().steps(i) for i in range(4)] == [40, 48, 57, 69]
+
+
+def test_rest_improves_several_times_on_one_grow_with_rising_thresholds(tmp_path):
+    prompts = write_prompts(tmp_path / "sums.jsonl", [(100, 23)])
+    texts = ["123", "124", "134", "999"]  # 3, 2, 1 and 0 of three digits right
+    run = scripted_run(
+        tmp_path, prompts, lambda policy, text, k: texts[k],
+        loop="rest", rounds=4, samples_per_prompt=4, thresholds=[0.1, 0.5, 0.9], over_mean=False,
+        judge=f"{JUDGES}:digit_share", train={"learning_rate": 1e-4}, learning_rate_decay=0.5,
+    )  # fmt: skip
+    play_script(run)
+    assert [len(examples(run, r)) for r in range(4)] == [3, 2, 1, 3]
+    grown = [p for p, _ in run.sampler.asked][::4]  # type: ignore[attr-defined]
+    assert grown == ["base", "round-3", "round-4"]  # two Grows, and the closing measurement
+    assert [Path(j.start_path).name for j in run.jobs] == [
+        "model",
+        "round-001",
+        "round-002",
+        "round-003",
+    ]
+    assert [j.options.learning_rate for j in run.jobs] == pytest.approx([1e-4, 5e-5, 2.5e-5, 1e-4])
+
+
+def test_rest_first_threshold_is_at_least_the_mean_reward(tmp_path):
+    prompts = write_prompts(tmp_path / "sums.jsonl", [(100, 23)])
+    texts = ["123", "124", "134", "999"]
+    run = scripted_run(
+        tmp_path, prompts, lambda policy, text, k: texts[k],
+        loop="rest", rounds=1, samples_per_prompt=4, thresholds=[0.0], judge=f"{JUDGES}:digit_share",
+    )  # fmt: skip
+    play_script(run)
+    assert [c for _, c in examples(run, 0)] == ["123", "124"]  # the mean is 0.5
+
+
+def test_rest_refuses_thresholds_that_do_not_rise(tmp_path, sums):
+    with pytest.raises(UsageError, match="thresholds must rise"):
+        scripted_run(tmp_path, sums, lambda *a: "", loop="rest", thresholds=[0.9, 0.5])
+
+
+def test_raw_learns_from_wrong_answers_too(tmp_path, sums):
+    run = scripted_run(
+        tmp_path, sums, lambda policy, text, k: f"{k}", loop="raw", rounds=1, samples_per_prompt=6
+    )
+    play_script(run)
+    assert len(examples(run, 0)) == 3 * 4
+
+
+def test_no_signal_stops_or_goes_on_with_the_same_policy(tmp_path, sums):
+    def wrong(policy: str, text: str, k: int) -> str:
+        return "0"
+
+    run = scripted_run(tmp_path, sums, wrong, rounds=2, samples_per_prompt=2)
+    with pytest.raises(
+        DataError, match=r"no signal: round 0 kept no sample.*on_no_signal=continue"
+    ):
+        play_script(run)
+    run = scripted_run(
+        tmp_path, sums, wrong, rounds=2, samples_per_prompt=2, on_no_signal="continue"
+    )
+    play_script(run)
+    assert run.jobs == []
+    assert [p for p, _ in run.sampler.asked] == ["base"] * 18  # type: ignore[attr-defined]
+    assert [r["train"]["no_signal"] for r in round_rows(run.ledger.path)[:2]] == [True, True]
+
+
+def test_a_worse_policy_is_rolled_back_and_the_run_stops_or_goes_on(tmp_path):
+    prompts = write_prompts(tmp_path / "train.jsonl", [(i, i) for i in range(20)])
+    heldout = write_prompts(tmp_path / "heldout.jsonl", [(i, 50) for i in range(40)])
+    source = {"source": str(prompts), "heldout_source": str(heldout), "fresh": False}
+
+    def answer(policy: str, text: str, k: int) -> str:
+        return str(eval(text[:-1])) if policy != "round-2" else "0"  # round-2 forgot everything
+
+    run = scripted_run(
+        tmp_path, prompts, answer, prompts=source, rounds=4, samples_per_prompt=1, start="previous"
+    )
+    reason = play_script(run)
+    assert "round-2 fell below round-1 on held-out" in reason
+    rows = round_rows(run.ledger.path)
+    assert [r["heldout_reward"] for r in rows] == [1, 1, 0]
+    assert rows[2]["gate"]["decision"] == "rolled_back"
+    events = [
+        json.loads(line) for line in (run.ledger.path / "events.jsonl").read_text().splitlines()
+    ]
+    assert [e["decision"] for e in events if e["event"] == "gate"] == ["promoted", "rolled_back"]
+
+    run = scripted_run(
+        tmp_path, prompts, answer, prompts=source, rounds=3, samples_per_prompt=1,
+        start="previous", gate={"on_fail": "continue"},
+    )  # fmt: skip
+    assert play_script(run) == ""
+    assert [Path(j.start_path).name for j in run.jobs] == ["model", "round-001", "round-001"]
+
+
+def test_prompts_too_long_are_dropped_with_a_count(tmp_path):
+    prompts = write_prompts(tmp_path / "sums.jsonl", [(1, 2), (10**60, 1)])
+    run = scripted_run(
+        tmp_path, prompts, lambda policy, text, k: "3", rounds=1, samples_per_prompt=1
+    )
+    play_script(run)
+    (step,) = run.ledger.round_dir(0).glob("*-prompts")
+    summary = json.loads((step / "manifest.json").read_text())["summary"]
+    assert summary == {"prompts": 1, "too_long": 1}

@@ -1,0 +1,84 @@
+"""Rules drop the right candidates, each with its reason, in the order they are composed."""
+
+import numpy as np
+import pytest
+
+from selfkd.rules import Candidates, above, at_most, correct, everything, finished, top, unique
+
+
+def candidates(
+    rewards: list[float | None],
+    prompts: str | None = None,
+    texts: list[str] | None = None,
+    finishes: list[str] | None = None,
+) -> Candidates:
+    count = len(rewards)
+    return Candidates(
+        sample_ids=[str(i) for i in range(count)],
+        prompt_ids=list(prompts or "p" * count),
+        completions=texts or [f"text {i}" for i in range(count)],
+        answers=[None] * count,
+        finishes=finishes or ["stop"] * count,
+        lengths=np.ones(count, dtype=np.int64),
+        rewards=np.array([np.nan if r is None else r for r in rewards], dtype=float),
+    )
+
+
+def apply(rule, c: Candidates, seed: int = 0) -> list[str | None]:
+    return rule.apply(c, np.random.default_rng(seed))
+
+
+def test_above_is_strict_and_never_treats_no_reward_as_zero():
+    c = candidates([0.5, 0.7, None, -1.0])
+    assert apply(above(0.5), c) == ["reward below 0.5", None, "unscored", "reward below 0.5"]
+    assert apply(above(0.5, inclusive=True), c)[0] is None
+    assert apply(above(-5), c)[2] == "unscored"
+
+
+def test_correct_wants_full_reward():
+    assert apply(correct(), candidates([1, 0.99, None])) == [None, "incorrect", "unscored"]
+
+
+def test_finished_drops_truncated_and_empty():
+    c = candidates([1, 1, 1], texts=["a", "b", "  "], finishes=["stop", "length", "stop"])
+    assert apply(finished(), c) == [None, "truncated", "empty"]
+
+
+def test_unique_is_per_prompt():
+    c = candidates([1] * 4, "aabb", ["x", " x", "x", "y"])
+    assert apply(unique(), c) == [None, "duplicate", None, None]
+    assert apply(unique(lambda t: 0), c) == [None, "duplicate", None, "duplicate"]
+
+
+def test_at_most_is_a_seeded_choice_not_the_first():
+    c = candidates([1.0] * 20, "a" * 10 + "b" * 10)
+    kept = [i for i, r in enumerate(apply(at_most(3), c, seed=1)) if r is None]
+    assert [sum(i < 10 for i in kept), sum(i >= 10 for i in kept)] == [3, 3]
+    assert kept == [i for i, r in enumerate(apply(at_most(3), c, seed=1)) if r is None]
+    others = {
+        tuple(i for i, r in enumerate(apply(at_most(3), c, seed=s)) if r is None) for s in range(8)
+    }
+    assert len(others) > 1
+
+
+def test_top_ranks_unscored_last():
+    assert apply(top(1), candidates([None, 0.1, 0.9])) == [
+        "not in the best 1",
+        "not in the best 1",
+        None,
+    ]
+
+
+def test_composition_counts_only_survivors():
+    # Of prompt a's three, one is wrong and two are equal: the cap must see a single candidate.
+    c = candidates([0, 1, 1, 1], "aaab", ["w", "x", "x", "y"])
+    rule = correct() | unique() | at_most(1)
+    assert apply(rule, c) == ["incorrect", None, "duplicate", None]
+    assert rule.name == "correct | unique | at_most(1)"
+
+
+@pytest.mark.parametrize(
+    "rule", [above(0), correct(), finished(), unique(), at_most(2), top(2), everything()]
+)
+def test_no_candidate_is_fine(rule):
+    assert apply(rule, candidates([])) == []

@@ -1,0 +1,83 @@
+"""Builds the character model: its tokenizer, and a base trained for a few hundred steps."""
+
+import string
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+Batch = Callable[[], list[tuple[str, str]]]
+"""Draws (prompt, completion) pairs."""
+
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+
+def char_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character, and an end-of-sequence token."""
+    characters = ["<pad>", "<eos>", *string.digits, *"+=,;[]."]
+    vocabulary = {c: i for i, c in enumerate(characters)}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
+    backend.pre_tokenizer = Split(Regex("."), "isolated")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def train_base(path: Path, draw: Batch, *, steps: int, seed: int) -> Path:
+    """Train a 335k-parameter Llama on batches of `draw` and save it as a HF model directory."""
+    torch.manual_seed(seed)
+    tokenizer = char_tokenizer()
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=96,
+            intermediate_size=256,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=128,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=1,
+        )
+    )
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
+    for _ in range(steps):
+        ids, labels = _pad([_encode(tokenizer, *pair) for pair in draw()])
+        loss = model(input_ids=ids, labels=labels, attention_mask=(ids != 0).long()).loss
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerFast, prompt: str, completion: str
+) -> tuple[list[int], int]:
+    start = tokenizer(prompt)["input_ids"]
+    return [*start, *tokenizer(completion)["input_ids"], tokenizer.eos_token_id], len(start)
+
+
+def _pad(rows: list[tuple[list[int], int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(len(tokens) for tokens, _ in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    for i, (tokens, start) in enumerate(rows):
+        ids[i, : len(tokens)] = torch.tensor(tokens)
+        labels[i, start : len(tokens)] = torch.tensor(tokens[start:])
+    return ids, labels
