@@ -35,7 +35,7 @@ def run_plain(model: Path, rounds: int, scratch: Path) -> Row:
     lines = [json.loads(line) for line in output.splitlines()]
     parts = [line["seconds"] for line in lines if line["event"] == "stage"]
     rows = [line for line in lines if line["event"] == "round"]
-    seconds = {name: sum(part.get(name, 0.0) for part in parts) for name in STAGES}
+    seconds = {name: float(sum(part.get(name, 0) for part in parts)) for name in STAGES}
     return _report("plain", wall, seconds, rows)
 
 
@@ -48,7 +48,7 @@ def run_selfkd(model: Path, rounds: int, scratch: Path) -> Row:
     wall, _ = _timed([*command, "run", config, *changes, *options])
     _, output = _timed([*command, "curves", str(scratch / "selfkd"), "--json"])
     rows = json.loads(output)["rounds"]
-    seconds = {name: sum(row["seconds"].get(name) or 0.0 for row in rows) for name in STAGES}
+    seconds = {name: float(sum(r["seconds"].get(name) or 0 for r in rows)) for name in STAGES}
     return _report("selfkd", wall, seconds, rows)
 
 
@@ -68,9 +68,7 @@ def _report(name: str, wall: float, seconds: dict[str, float], rows: Sequence[Ro
 def _timed(command: Sequence[str]) -> tuple[float, str]:
     """Wall-clock seconds and stdout of a command that must succeed."""
     started = time.monotonic()
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return time.monotonic() - started, done.stdout

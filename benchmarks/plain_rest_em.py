@@ -158,6 +158,9 @@ def train(model: str, round: int, seed: int, out: Path) -> Row:
     loaded = time.monotonic()
     trainer.train()
     trained = time.monotonic()
+    policy: Any = trainer.model
+    for weight in policy.parameters():
+        weight.data = round_to_bfloat16(weight.data)
     trainer.save_model(str(out / "model"))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
@@ -171,6 +174,19 @@ def train(model: str, round: int, seed: int, out: Path) -> Row:
             "save": time.monotonic() - trained,
         },
     }
+
+
+def round_to_bfloat16(weights: Any) -> Any:
+    """bfloat16 weights, each rounded up or down at random so that its expectation is exact.
+
+    A round moves weights by less than half a bfloat16 step; rounding to nearest, here or when vLLM
+    loads float32 weights, would undo most of the training.
+    """
+    import torch
+
+    bits = weights.contiguous().view(torch.int32)
+    noise = torch.randint_like(bits, 1 << 16)
+    return ((bits + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
 
 
 # -- the loop -----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selfkd.config import LoopOptions
+    from selfkd.judging import JudgeOptions
     from selfkd.objectives import SFT
     from selfkd.plugins import judge, loop
     from selfkd.records import Prompt, Sample, Verdict
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SFT",
+    "JudgeOptions",
     "LoopOptions",
     "Prompt",
     "Round",
@@ -45,6 +47,7 @@ __all__ = [
 
 _HOMES = {
     "selfkd.config": ("LoopOptions",),
+    "selfkd.judging": ("JudgeOptions",),
     "selfkd.objectives": ("SFT",),
     "selfkd.plugins": ("judge", "loop"),
     "selfkd.records": ("Prompt", "Sample", "Verdict"),

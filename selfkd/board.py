@@ -147,7 +147,7 @@ class Board:
             said = step_words(fields["verb"], fields["summary"])
             meter = Meter(fields["round"], fields["verb"], fields["label"], 0, 0)
             where = f"{self.place(fields['round'])}  {meter.name}"
-            return f"{where}: {said} in {clock_text(fields['seconds'])}" if said else ""
+            return f"{where}: {said} in {duration(fields['seconds'])}" if said else ""
         return notice(name, fields)
 
 
@@ -173,7 +173,7 @@ def notice(name: str, fields: Fields) -> str:
             return f"failed: {fields.get('error', '')}"
         case "run_finished":
             reason = f": {fields['reason']}" if fields.get("reason") else ""
-            return f"finished in {clock_text(fields['seconds'])}{reason}"
+            return f"finished in {duration(fields['seconds'])}{reason}"
     return ""
 
 
@@ -218,3 +218,8 @@ def clock_text(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{second:02d}" if hours else f"{minutes}:{second:02d}"
+
+
+def duration(seconds: float) -> str:
+    """`6.2 s` below a minute, else as `clock_text`."""
+    return f"{seconds:.1f} s" if seconds < 60 else clock_text(seconds)

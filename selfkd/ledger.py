@@ -274,7 +274,7 @@ class Ledger:
                 raise broken(path, f"line {number} is not JSON ({error})") from error
         return json.loads(lines[-1])["seq"] if lines else 0
 
-    def event(self, name: str, **fields: Any) -> dict[str, Any]:
+    def event(self, name: str, /, **fields: Any) -> dict[str, Any]:
         """Append one event."""
         self._seq += 1
         row = {"seq": self._seq, "time": now(), "event": name, **fields}

@@ -7,7 +7,7 @@ step at the bottom; messages scroll away above. Narrow terminals lose columns, n
 import time
 from typing import IO, TextIO, cast
 
-from rich.box import ASCII2, SIMPLE_HEAD
+from rich.box import SIMPLE_HEAD, Box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -20,8 +20,8 @@ from selfkd.progress import Clock
 from selfkd.roundtable import Column, fitting, title_of
 from selfkd.terminal import SafeStream, one_line, shows_unicode, visible
 
-NOTES_SHOWN = 6
-"""Alarms and gate decisions on screen while the run goes on; all of them at its end."""
+ASCII_HEAD = Box(("    \n" * 2 + " -- \n" + "    \n" * 5), ascii=True)
+"""SIMPLE_HEAD without Unicode."""
 LOUD = {"warning": "yellow", "error": "bold red", "critical": "bold yellow"}
 BLOCKS = " ▏▎▍▌▋▊▉█"
 
@@ -86,22 +86,36 @@ class RichReporter:
 
     def _screen(self) -> RenderableType:
         bars = self._bars()
-        notes = self._notes[-NOTES_SHOWN:]
-        width = max(20, self._console.width)
-        lines = sum(1 + note.cell_len // width for note in notes)
-        room = self._console.height - lines - bars.row_count - 6
-        parts: list[RenderableType] = [*notes, Text(), bars]
-        return Group(*([self._table(max(2, room))] if self.board.rows else []), *parts)
+        room = self._console.height - bars.row_count - 2
+        notes = self._newest_notes(room - 5)
+        table = []
+        if self.board.rows:
+            room -= 3 + sum(self._lines(note) for note in notes)
+            table = [self._table(max(2, room))]
+        return Group(*table, *notes, Text(), bars)
+
+    def _newest_notes(self, room: int) -> list[Text]:
+        """The last notes that fit into `room` lines."""
+        shown: list[Text] = []
+        for note in reversed(self._notes):
+            room -= self._lines(note)
+            if room < 0:
+                break
+            shown.insert(0, note)
+        return shown
+
+    def _lines(self, note: Text) -> int:
+        return len(note.wrap(self._console, self._console.width))
 
     def _table(self, room: int | None) -> Table:
         """The rounds; with little `room` the base and the last ones."""
         rows = [self.board.rows[n] for n in sorted(self.board.rows)]
         columns = fitting(self._console.width)
         table = Table(
-            box=SIMPLE_HEAD if self._unicode else ASCII2,
+            box=SIMPLE_HEAD if self._unicode else ASCII_HEAD,
             show_edge=False,
             pad_edge=False,
-            padding=(0, 2, 0, 0),
+            padding=(0, 1, 0, 0),
             header_style="bold",
         )
         for column in columns:

@@ -36,7 +36,7 @@ def make_reporter(
     json_events: bool, stream: TextIO | None = None
 ) -> "JsonReporter | PlainReporter | RichReporter":
     """A reporter on `stream` (default: stdout), to be used in a `with` statement."""
-    out = sys.stdout if stream is None else stream
+    out = stream or sys.stdout or open(os.devnull, "w")  # stdout is None where it was closed
     if json_events:
         return JsonReporter(out)
     if out.isatty() and os.environ.get("TERM", "") not in {"dumb", "unknown"}:
@@ -107,6 +107,7 @@ class PlainReporter:
 
     def _say(self, text: str) -> None:
         self._spoken = self._clock()
+        self._titled = False
         self._out.write(f"{clock_text(self._spoken - self._started):>7}  {visible(text)}\n")
         self._out.flush()
 
@@ -115,7 +116,7 @@ class PlainReporter:
         if not self._titled:
             self._titled = True
             titles = (f"{title_of(c, row):>{c.width}}" for c in columns)
-            self._out.write("\n" + "  ".join(titles) + "\n")
+            self._out.write("  ".join(titles) + "\n")
         base = self.board.base_heldout
         cells = (f"{c.cell(row, base):>{c.width}}" for c in columns)
         self._out.write("  ".join(cells).rstrip() + "\n")

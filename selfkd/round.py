@@ -81,7 +81,7 @@ class Round:
         step = self._step("generate", label, args, len(prompts) * n)
         plan = _plan(prompts, n)
         samples = Samples(
-            step, prompts, lambda: self._sample(step, plan, n, sampling, version, view)
+            step, prompts, n, lambda: self._sample(step, plan, n, sampling, version, view)
         )
         self.run.owed.append(samples)
         return samples
@@ -112,6 +112,7 @@ class Round:
         policy: Policy,
         view: View,
     ) -> Iterator[Batch]:
+        step.started = time.monotonic()
         missing = [i for i in range(len(plan)) if not step.has(i)]
         requests = [
             (i, tuple(Request(p.id, tuple(self.run.render(view(p))), n) for p in plan[i]))
@@ -171,13 +172,14 @@ class Round:
         """Have every sample judged, shard by shard, while later shards are still being made."""
         label = label or samples.step.label
         args = {"samples": samples.step.fingerprint, "judge": judge.identity()}
-        step = self._step("judge", label, args, 0)
+        step = self._step("judge", label, args, samples.count)
         scored = Scored(step, samples, lambda: self._judge(step, samples, judge))
         self.run.owed.insert(0, scored)  # before its samples, which it takes as they come
         return scored
 
     def _judge(self, step: Step, samples: Samples, judge: JudgeSpec) -> None:
         owed: list[int] = []
+        step.started = time.monotonic()
         sampling = 0.0  # seconds spent waiting for samples, which are not judging
 
         def batches() -> Iterator[list[Sample]]:
@@ -199,7 +201,7 @@ class Round:
             done += len(verdicts)
             scores += [v.reward for v in verdicts if v.reward is not None]
             mean = float(np.mean(scores)) if scores else None
-            self._progress(step, done, done, reward_mean=mean)
+            self._progress(step, done, samples.count, reward_mean=mean)
         verdicts = [v for table in step.tables() for v in read_rows(table, Verdict)]
         unscored: dict[str, int] = {}
         for verdict in verdicts:
@@ -220,6 +222,7 @@ class Round:
     def keep(self, scored: Scored, rule: Rule, *, label: str = "") -> Kept:
         """Decide which samples are learnt from; every drop has its reason on record."""
         label = label or scored.step.label
+        scored.wait()
         args = {"scored": scored.step.fingerprint, "rule": rule.name, "seed": self.run.config.seed}
         step = self._step("keep", label, args, 0)
         if not step.finished:

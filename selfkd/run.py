@@ -205,7 +205,7 @@ class Run:
         elif result.delta >= 0:
             self.best = policy
 
-    def emit(self, name: str, **fields: Any) -> None:
+    def emit(self, name: str, /, **fields: Any) -> None:
         """Record an event and show it."""
         self.ledger.event(name, **fields)
         self.reporter.event(name, **fields)

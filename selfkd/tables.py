@@ -21,9 +21,11 @@ class Samples:
         self,
         step: Step,
         prompts: Sequence[Prompt],
+        n: int,
         produce: Callable[[], Iterator[Batch]],
     ) -> None:
         self.step = step
+        self.count = len(prompts) * n
         self.prompts = list(prompts)
         self._produce = produce
         self._by_id = {p.id: p for p in prompts}
@@ -70,7 +72,8 @@ class Scored:
 
     def candidates(self) -> Candidates:
         """The scored samples in columns, for rules."""
-        samples, verdicts = self.samples.rows, self.verdicts
+        verdicts = self.verdicts  # first: it takes the samples as they come
+        samples = self.samples.rows
         rewards = [verdicts[s.id].reward for s in samples]
         return Candidates(
             sample_ids=[s.id for s in samples],

@@ -149,20 +149,27 @@ def _token_weights(batch: dict[str, Any]) -> torch.Tensor:
     return (batch["labels"][:, 1:] != IGNORED) * batch["weights"][:, None]
 
 
-def _completion_nll(model: Any, batch: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
+def _completion_nll(
+    model: Any, batch: dict[str, torch.Tensor], labels: torch.Tensor
+) -> torch.Tensor:
     """-log p of the next token, shape (B, T - 1), zero where there is no label.
 
-    Logits exist only at positions where some row of the batch predicts a completion token.
+    The output head is shown only the hidden states that predict a completion token, so logits of
+    prompts and padding are never computed.
     """
     targets = labels[:, 1:]
-    positions = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-    logits = model(**batch, logits_to_keep=positions, use_cache=False).logits
-    kept = targets[:, positions]
-    nll = cross_entropy(
-        logits.float().flatten(0, 1), kept.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    full = nll.new_zeros(targets.shape)
-    return full.index_copy(1, positions, nll.view(kept.shape))
+    mask = targets != IGNORED
+
+    def select(_: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (inputs[0][:, :-1][mask][None],)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        logits = model(**batch, use_cache=False).logits[0]
+    finally:
+        hook.remove()
+    nll = cross_entropy(logits.float(), targets[mask], reduction="none")
+    return nll.new_zeros(mask.shape).masked_scatter(mask, nll)
 
 
 def make_trainer(

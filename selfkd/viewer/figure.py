@@ -12,7 +12,9 @@ from selfkd.viewer.lines import Document, lines_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+PALETTE = ("#4477aa", "#cc3311", "#228833", "#aa3377", "#bb8800", "#33aabb", "#666666")
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -56,17 +58,23 @@ def _figure(documents: Sequence[Document], kind: str) -> bytes:
     with rc_context(STYLE):
         figure = Figure(figsize=(13.5, 5), layout="constrained")
         reward, solved, shape = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
+        twin = shape.twinx()
         for number, document in enumerate(documents):
-            _draw_reward(reward, document, _colors(number, len(documents)), len(documents) > 1)
-            _draw_pass(solved, document, _colors(number, len(documents))[0], len(documents) > 1)
-        twin = _draw_shape(shape, documents)
+            color = PALETTE[number % len(PALETTE)] if len(documents) > 1 else None
+            _draw_reward(reward, document, color)
+            _draw_pass(solved, document, color)
+            _draw_shape(shape, twin, document, color)
         reward.set(title="Reward", ylabel="mean reward")
+        low, high = reward.get_ylim()
+        reward.set_ylim(min(0.0, low), high)
         solved.set(title="Pass@k", ylabel="prompts solved by k samples", ylim=(-0.02, 1.02))
         shape.set(title="Length and diversity", ylabel="tokens a completion")
-        for axes in (reward, solved, shape):
-            _dress(axes)
+        shape.set_ylim(bottom=0)
+        twin.set(ylabel="share distinct", ylim=(0, 1.05))
         twin.spines["right"].set_visible(True)
-        figure.suptitle(_figure_title(documents), x=0.01, ha="left", fontsize=12)
+        for axes in (reward, solved, shape):
+            _dress(axes, several=len(documents) > 1)
+        _name_runs(figure, documents)
         out = io.BytesIO()
         figure.savefig(
             out, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None
@@ -74,25 +82,22 @@ def _figure(documents: Sequence[Document], kind: str) -> bytes:
     return out.getvalue()
 
 
-def _colors(number: int, runs: int) -> tuple[str, str]:
-    """Colours of samples and of held-out: two for one run, else one for each run."""
-    if runs == 1:
-        return ("#4477aa", "#dd7711")
-    palette = ("#4477aa", "#cc3311", "#228833", "#aa3377", "#bb8800", "#33aabb", "#666666")
-    return (palette[number % len(palette)], palette[number % len(palette)])
-
-
-def _draw_reward(axes: "Axes", document: Document, colors: tuple[str, str], named: bool) -> None:
-    prefix = f"{_plain(document['run'])}: " if named else ""
-    for metric, color, dashes in zip(
-        ("reward_mean", "heldout_reward"), colors, ("-", "--" if named else "-"), strict=True
+def _draw_reward(axes: "Axes", document: Document, color: str | None) -> None:
+    samples, heldout = color or "#4477aa", color or "#dd7711"
+    for metric, pen, dashes in (
+        ("reward_mean", samples, "-"),
+        ("heldout_reward", heldout, "--" if color else "-"),
     ):
         for line in lines_of([document], [metric]):
-            label = f"{prefix}{line.label} ({line.values[-1]:.3f})"
-            axes.plot(line.rounds, line.values, dashes, marker="o", color=color, label=label)
-    if not named:
-        _draw_band(axes, document, colors[0])
-    _draw_errors(axes, document, colors[1])
+            axes.plot(line.rounds, line.values, dashes, marker="o", color=pen, label=line.label)
+    if color is None:
+        _draw_band(axes, document, samples)
+    rows = [r for r in document["rounds"] if r.get("heldout_stderr") is not None]
+    rounds, middle, error = (
+        [r[key] for r in rows] for key in ("round", "heldout_reward", "heldout_stderr")
+    )
+    look: Any = {"fmt": "none", "ecolor": heldout, "elinewidth": 1, "capsize": 2, "alpha": 0.7}
+    axes.errorbar(rounds, middle, yerr=error, **look)
 
 
 def _draw_band(axes: "Axes", document: Document, color: str) -> None:
@@ -102,73 +107,64 @@ def _draw_band(axes: "Axes", document: Document, color: str) -> None:
     if {r[key] for r in rows for key in keys} <= {0.0, 1.0}:
         return
     rounds, low, high = ([r[key] for r in rows] for key in ("round", keys[0], keys[2]))
-    axes.fill_between(rounds, low, high, color=color, alpha=0.12, lw=0).set_label(
-        "10-90 % of samples"
-    )
+    band = axes.fill_between(rounds, low, high, color=color, alpha=0.12, lw=0)
+    band.set_label("10-90 % of samples")
 
 
-def _draw_errors(axes: "Axes", document: Document, color: str) -> None:
-    rows = [r for r in document["rounds"] if r.get("heldout_stderr") is not None]
-    axes.errorbar(
-        [r["round"] for r in rows],
-        [r["heldout_reward"] for r in rows],
-        yerr=[r["heldout_stderr"] for r in rows],
-        fmt="none", ecolor=color, elinewidth=1, capsize=2, alpha=0.7,
-    )  # fmt: skip
-
-
-def _draw_pass(axes: "Axes", document: Document, color: str, named: bool) -> None:
+def _draw_pass(axes: "Axes", document: Document, color: str | None) -> None:
     rows = [r for r in document["rounds"] if r.get("pass_at_k")]
     ks = sorted({int(k) for r in rows for k in r["pass_at_k"]})
-    shown = [k for k in ks if k in (ks[0], ks[-1])] if named else ks
+    shown = [k for k in ks if k in (ks[0], ks[-1])] if color else ks
     for position, k in enumerate(shown):
         points = [(r["round"], r["pass_at_k"][str(k)]) for r in rows if str(k) in r["pass_at_k"]]
-        label = f"{_plain(document['run'])}: k={k}" if named else f"k={k}"
-        strength = 0.35 + 0.65 * position / max(1, len(shown) - 1)
-        axes.plot(*zip(*points, strict=True), marker="o", color=color, alpha=strength, label=label)
+        look: Any = {"marker": "o", "color": color or "#4477aa", "label": f"k={k}"}
+        look["alpha"] = 0.35 + 0.65 * position / max(1, len(shown) - 1)
+        axes.plot(*zip(*points, strict=True), **look)
 
 
-def _draw_shape(axes: "Axes", documents: Sequence[Document]) -> "Axes":
-    """Lengths on the left axis, shares of distinct text on the right one, which is returned."""
-    named = len(documents) > 1
-    right = axes.twinx()
-    right.set(ylabel="share distinct", ylim=(0, 1.05))
+def _draw_shape(left: "Axes", right: "Axes", document: Document, color: str | None) -> None:
     parts = [
-        ("length_mean", axes, "-", "o", "#555555"),
+        ("length_mean", left, "-", "o", "#555555"),
         ("unique", right, "--", "s", "#228833"),
         ("distinct_2", right, ":", "^", "#aa3377"),
     ]
-    for number, document in enumerate(documents):
-        for metric, side, dashes, mark, color in parts[:2] if named else parts:
-            look: Any = {"ls": dashes, "marker": mark, "ms": 5, "color": color}
-            if named:
-                look["color"] = _colors(number, len(documents))[0]
-            for line in lines_of([document], [metric]):
-                label = f"{_plain(document['run'])}: {line.label}" if named else line.label
-                side.plot(line.rounds, line.values, **look)
-                axes.plot([], [], **look, label=label)  # one legend for both axes
-    axes.set_ylim(bottom=0)
-    return right
+    for metric, axes, dashes, mark, own in parts[:2] if color else parts:
+        look: Any = {"ls": dashes, "marker": mark, "ms": 5, "color": color or own}
+        for line in lines_of([document], [metric]):
+            axes.plot(line.rounds, line.values, **look)
+            left.plot([], [], **look, label=line.label)  # one legend for both axes
 
 
-def _dress(axes: "Axes") -> None:
+def _dress(axes: "Axes", *, several: bool) -> None:
+    """Whole rounds below, light lines across, and a legend of line styles under the panel."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("round (0 is the base model)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -0.14), ncols=2)
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        named = dict(zip(labels, handles, strict=True))
+        place: Any = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.14), "ncols": 2}
+        legend = axes.legend(named.values(), named.keys(), frameon=False, **place)
+        for line in legend.get_lines() if several else ():
+            line.set_color("#555555")
 
 
-def _figure_title(documents: Sequence[Document]) -> str:
+def _name_runs(figure: "Figure", documents: Sequence[Document]) -> None:
+    """The run in the title, or which colour is which run."""
+    from matplotlib.lines import Line2D
+
     if len(documents) > 1:
-        return "  ".join(_plain(d["run"]) for d in documents)
+        colors = [PALETTE[number % len(PALETTE)] for number in range(len(documents))]
+        handles = [Line2D([], [], color=color, lw=3) for color in colors]
+        names = [_plain(d["run"]) for d in documents]
+        figure.legend(handles, names, loc="outside upper left", ncols=5, frameon=False, fontsize=11)
+        return
     facts = documents[0]
-    return _plain(
-        f"{facts['run']}: {facts['loop']} on {facts['model']}, judged by {facts['judge']}"
-    )
+    title = f"{facts['run']}: {facts['loop']} on {facts['model']}, judged by {facts['judge']}"
+    figure.suptitle(_plain(title), x=0.01, ha="left", fontsize=12)
 
 
 def _plain(text: str) -> str:

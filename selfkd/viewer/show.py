@@ -166,7 +166,7 @@ def render_samples(
         return "no such samples"
     console = Console(
         width=width or shutil.get_terminal_size().columns,
-        force_terminal=sys.stdout.isatty() if color is None else color,
+        force_terminal=bool(sys.stdout and sys.stdout.isatty()) if color is None else color,
         highlight=False,
         markup=False,
         emoji=False,

@@ -1,0 +1,54 @@
+"""Checks a checkpoint before an engine touches its own weights: a half-loaded engine is lost."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from selfkd.errors import DataError
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Tensor name -> shape."""
+
+
+def stored_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in a model directory; reads the headers only.
+
+    Left out is what a checkpoint may hold or not: a tied output head, and rotary frequencies.
+    Raises DataError for a file that is truncated or is not safetensors.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(Path(path).glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as stored:
+                names = stored.keys()
+                shapes |= {name: tuple(stored.get_slice(name).get_shape()) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise _damaged(file, str(error)) from error
+    tied = json.loads((Path(path) / "config.json").read_text()).get("tie_word_embeddings")
+    optional = ("rotary_emb.inv_freq", *(["lm_head.weight"] if tied else []))
+    return {name: shape for name, shape in shapes.items() if not name.endswith(optional)}
+
+
+def check_weights(path: str | Path, held: Shapes) -> None:
+    """Raise DataError unless the model directory `path` holds the tensors of `held`, no others.
+
+    `held` are the shapes of the checkpoint that the engine was started with.
+    """
+    new = stored_shapes(path)
+    for name, shape in held.items():
+        if name not in new:
+            raise _damaged(path, f"{name} is missing")
+        if new[name] != shape:
+            raise _damaged(path, f"{name} has shape {new[name]} instead of {shape}")
+    if extra := sorted(new.keys() - held.keys()):
+        raise _damaged(path, f"{extra[0]} is not part of the model")
+
+
+def _damaged(path: str | Path, reason: str) -> DataError:
+    return DataError(
+        f"the weights cannot be used: {reason}",
+        where=str(path),
+        remedy="the checkpoint is damaged: delete it and its train step, then resume",
+    )
