@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from selfkd.chat import load_tokenizer
 from selfkd.cluster import Cluster
@@ -69,7 +70,9 @@ def open_run_prompts(resolved: Resolved, *, skip_bad: bool) -> PromptSource:
     return source
 
 
-def engine_kind(wanted: str) -> tuple[str, str]:
+def engine_kind(
+    wanted: Literal["auto", "vllm", "transformers"],
+) -> tuple[Literal["vllm", "transformers"], str]:
     """The engine to use, and a sentence where that is not what one would expect."""
     if wanted == "vllm" and not installed("vllm"):
         raise UsageError(

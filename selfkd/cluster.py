@@ -30,6 +30,8 @@ class Cluster:
         # Ray reads these while it starts; a laptop run reports nothing and colours nothing.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Ray gives its workers niceness 15: any other program on the machine would starve a run.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         import ray
 
         options: dict[str, Any] = {"namespace": f"selfkd-{os.getpid()}", "log_to_driver": False}
@@ -119,22 +121,23 @@ def resources() -> str:
 def kill(actor: Any) -> None:
     """End an actor's process at once; harmless if it is gone."""
     import ray
+    from ray import exceptions
 
-    with contextlib.suppress(ValueError, ray.exceptions.RayError):
+    with contextlib.suppress(ValueError, exceptions.RayError):
         ray.kill(actor, no_restart=True)
 
 
 @contextlib.contextmanager
 def _actor_errors(what: str) -> Iterator[None]:
     """Give errors of actors back as themselves: ours unwrapped, deaths as ActorLost."""
-    import ray
+    from ray import exceptions
 
     try:
         yield
-    except ray.exceptions.RayTaskError as error:
+    except exceptions.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, Exception):
             raise cause from error
         raise
-    except (ray.exceptions.RayActorError, ray.exceptions.ActorUnavailableError) as error:
+    except (exceptions.RayActorError, exceptions.ActorUnavailableError) as error:
         raise ActorLost(f"{what}: {str(error).splitlines()[0]}") from error

@@ -25,7 +25,7 @@ class SelfkdError(Exception):
         return " — ".join(parts)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only arguments do not survive the default pickling, and errors cross Ray processes.
+        # Keyword-only arguments do not survive the default pickling, and errors cross processes.
         return _rebuild, (type(self), self.message, self.where, self.remedy)
 
 

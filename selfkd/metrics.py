@@ -44,10 +44,13 @@ import numpy as np
 import pyarrow as pa
 
 from selfkd.alarms import Alarm, alarms
+from selfkd.diversity import Tokens, distinct_2, unique
 from selfkd.records import content_hash
 from selfkd.rundir import (
     HELDOUT,
     StepRecord,
+    codes,
+    counts,
     read_columns,
     read_lines,
     round_numbers,
@@ -131,18 +134,6 @@ def _floats(column: pa.ChunkedArray) -> np.ndarray:
     return column.to_numpy().astype(np.float64)
 
 
-def _codes(column: pa.ChunkedArray) -> np.ndarray:
-    """Strings as numbers from 0, equal where the strings are."""
-    encoded = column.combine_chunks().dictionary_encode()
-    return encoded.indices.to_numpy(zero_copy_only=False)
-
-
-def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    """How often each value occurs, the commonest first."""
-    pairs = [(c["values"], c["counts"]) for c in column.value_counts().to_pylist()]
-    return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
-
-
 # -- samples --------------------------------------------------------------------------------------
 
 
@@ -151,7 +142,7 @@ def _sample_figures(steps: Sequence[StepRecord]) -> Row:
     if not steps:
         return dict.fromkeys(names)
     row: Row = dict.fromkeys(names) | {"samples": 0, "tokens": 0}
-    shards = [_Shard(read_columns(path, _Shard.COLUMNS)) for s in steps for path in s.shards()]
+    shards = [Tokens(read_columns(path, Tokens.COLUMNS)) for s in steps for path in s.shards()]
     lengths = np.concatenate([np.zeros(0, np.int64), *(s.lengths for s in shards)])
     if not len(lengths):
         return row
@@ -164,60 +155,10 @@ def _sample_figures(steps: Sequence[StepRecord]) -> Row:
         row |= {
             "length_mean": float(lengths.mean()),
             "length_p95": float(np.quantile(lengths, 0.95)),
-            "distinct_2": _distinct_2(shards),
-            "unique": _unique(shards),
+            "distinct_2": distinct_2(shards),
+            "unique": unique(shards),
         }
     return row
-
-
-class _Shard:
-    """What one shard of samples contributes, small enough to hold for millions of samples."""
-
-    COLUMNS = ("prompt_id", "tokens", "finish")
-
-    def __init__(self, table: pa.Table) -> None:
-        tokens = table.column("tokens").combine_chunks()
-        values = tokens.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
-        self.lengths = tokens.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
-        self.prompts = table.column("prompt_id")
-        self.truncated = _counts(table.column("finish")).get("length", 0)
-        ends = np.cumsum(self.lengths)
-        starts = ends - self.lengths
-        self.hashes = _hash_rows(values, starts, ends)
-        pairs = values[:-1] << 32 | values[1:]
-        inside = np.ones(max(0, len(values) - 1), dtype=bool)
-        boundaries = ends[(ends > 0) & (ends < len(values))] - 1
-        inside[boundaries] = False
-        self.pairs = int(inside.sum())
-        self.distinct_pairs = pa.array(pairs[inside]).unique()
-
-
-def _hash_rows(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """A 64-bit hash of each row `values[start:end]`: the sum of mixed (token, position) pairs."""
-    position = np.arange(len(values), dtype=np.int64) - np.repeat(starts, ends - starts)
-    mixed = (values << 32 | position).astype(np.uint64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    totals = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed ^ (mixed >> np.uint64(31)))])
-    return totals[ends] - totals[starts]
-
-
-def _distinct_2(shards: Sequence[_Shard]) -> float | None:
-    pairs = sum(s.pairs for s in shards)
-    distinct = pa.chunked_array([s.distinct_pairs for s in shards]).unique()
-    return len(distinct) / pairs if pairs else None
-
-
-def _unique(shards: Sequence[_Shard]) -> float | None:
-    prompts = _codes(pa.chunked_array([c for s in shards for c in s.prompts.chunks], pa.string()))
-    hashes = np.concatenate([s.hashes for s in shards])
-    order = np.lexsort((hashes, prompts))
-    prompts, hashes = prompts[order], hashes[order]
-    fresh = np.ones(len(prompts), dtype=bool)
-    fresh[1:] = (prompts[1:] != prompts[:-1]) | (hashes[1:] != hashes[:-1])
-    counts = np.bincount(prompts)
-    shares = np.bincount(prompts, weights=fresh)[counts > 1] / counts[counts > 1]
-    return float(shares.mean()) if len(shares) else None
 
 
 # -- verdicts and decisions -----------------------------------------------------------------------
@@ -234,12 +175,12 @@ def _reward_figures(steps: Sequence[StepRecord]) -> Row:
     row: Row = dict.fromkeys(names) | {
         "scored": int(known.sum()),
         "unscored": int((~known).sum()),
-        "unscored_by": _counts(table.filter(pa.array(~known)).column("status")),
+        "unscored_by": counts(table.filter(pa.array(~known)).column("status")),
     }
     if known.any():
         row["reward_mean"] = float(rewards[known].mean())
         row |= {name: float(np.quantile(rewards[known], q)) for name, q in quantiles.items()}
-        row["pass_at_k"] = _pass_at_k(_codes(table.column("prompt_id"))[known], rewards[known])
+        row["pass_at_k"] = _pass_at_k(codes(table.column("prompt_id"))[known], rewards[known])
     return row
 
 
@@ -264,10 +205,10 @@ def _keep_figures(steps: Sequence[StepRecord]) -> Row:
         return dict.fromkeys(("kept", "dropped", "accept_rate", "coverage"))
     table = _table(steps, ["prompt_id", "kept", "reason"])
     kept = table.column("kept").to_numpy().astype(bool)
-    covered = np.bincount(_codes(table.column("prompt_id")), weights=kept) > 0
+    covered = np.bincount(codes(table.column("prompt_id")), weights=kept) > 0
     return {
         "kept": int(kept.sum()),
-        "dropped": _counts(table.filter(pa.array(~kept)).column("reason")),
+        "dropped": counts(table.filter(pa.array(~kept)).column("reason")),
         "accept_rate": float(kept.mean()) if len(kept) else None,
         "coverage": float(covered.mean()) if len(kept) else None,
     }

@@ -104,11 +104,12 @@ def find_loop(spec: str) -> LoopPlugin:
     """Import the loop that `spec` names, and nothing else."""
     found = _find("loop", spec)
     mark = _mark_of(found.target, "loop")
-    if not callable(found.target):
+    target: Any = found.target
+    if not callable(target):
         raise UsageError(f"loop {spec!r} is not a function", where=found.source)
     options = (mark and mark.options) or _second_annotation(found)
     paper = mark.paper if mark else ""
-    return LoopPlugin(found.name, found.spec, found.target, options, paper, *found.description())
+    return LoopPlugin(found.name, found.spec, target, options, paper, *found.description())
 
 
 def find_judge(spec: str) -> JudgePlugin:
@@ -330,5 +331,6 @@ def _judge_kind(found: _Found) -> JudgeKind:
     raise UsageError(
         f"{found.name!r} is not a judge but a {type(target).__name__}",
         where=found.source,
-        remedy="give a function of one sample, a class with judge(samples), or a TRL reward function",
+        remedy="give a function of one sample, a class with judge(samples), or a TRL reward "
+        "function",
     )

@@ -36,10 +36,10 @@ def make_reporter(
     json_events: bool, stream: TextIO | None = None
 ) -> "JsonReporter | PlainReporter | RichReporter":
     """A reporter on `stream` (default: stdout), to be used in a `with` statement."""
-    out = stream or sys.stdout or open(os.devnull, "w")  # stdout is None where it was closed
+    out = stream or sys.stdout
     if json_events:
         return JsonReporter(out)
-    if out.isatty() and os.environ.get("TERM", "") not in {"dumb", "unknown"}:
+    if out and out.isatty() and os.environ.get("TERM", "") not in {"dumb", "unknown"}:
         from selfkd.liveview import RichReporter
 
         return RichReporter(out)
@@ -49,7 +49,7 @@ def make_reporter(
 class JsonReporter:
     """One JSON object a line, with the event's name under `event`."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self._out = SafeStream(stream)
 
     def __enter__(self) -> "JsonReporter":
@@ -80,7 +80,7 @@ def _finite(value: Any) -> Any:
 class PlainReporter:
     """Lines for logs and pipes: steps as they end, progress now and then, rounds in columns."""
 
-    def __init__(self, stream: TextIO, *, clock: Clock = time.monotonic) -> None:
+    def __init__(self, stream: TextIO | None, *, clock: Clock = time.monotonic) -> None:
         self._out = SafeStream(stream)
         self._clock = clock
         self._started = self._spoken = clock()

@@ -42,7 +42,7 @@ class Rule:
     def __or__(self, other: "Rule") -> "Rule":
         def drop(c: Candidates, alive: np.ndarray, rng: np.random.Generator) -> Reasons:
             first = self.drop(c, alive, rng)
-            rest = np.array([i for i in alive if i not in first], dtype=np.int64)
+            rest = np.array([i for i in alive.tolist() if i not in first], dtype=np.int64)
             return first | other.drop(c, rest, rng)
 
         return Rule(f"{self.name} | {other.name}", drop)
@@ -72,11 +72,11 @@ def correct() -> Rule:
 
     def drop(c: Candidates, alive: np.ndarray, rng: np.random.Generator) -> Reasons:
         reasons = {}
-        for i in alive:
+        for i in alive.tolist():
             if np.isnan(c.rewards[i]):
-                reasons[int(i)] = "unscored"
+                reasons[i] = "unscored"
             elif c.rewards[i] < 1:
-                reasons[int(i)] = "incorrect"
+                reasons[i] = "incorrect"
         return reasons
 
     return Rule("correct", drop)
@@ -87,11 +87,11 @@ def finished() -> Rule:
 
     def drop(c: Candidates, alive: np.ndarray, rng: np.random.Generator) -> Reasons:
         reasons = {}
-        for i in alive:
+        for i in alive.tolist():
             if c.finishes[i] != "stop":
-                reasons[int(i)] = "truncated"
+                reasons[i] = "truncated"
             elif not c.completions[i].strip():
-                reasons[int(i)] = "empty"
+                reasons[i] = "empty"
         return reasons
 
     return Rule("finished", drop)
@@ -103,10 +103,10 @@ def unique(key: Callable[[str], Hashable] = str.strip) -> Rule:
     def drop(c: Candidates, alive: np.ndarray, rng: np.random.Generator) -> Reasons:
         seen: set[tuple[str, Hashable]] = set()
         reasons = {}
-        for i in alive:
+        for i in alive.tolist():
             identity = (c.prompt_ids[i], key(c.completions[i]))
             if identity in seen:
-                reasons[int(i)] = "duplicate"
+                reasons[i] = "duplicate"
             seen.add(identity)
         return reasons
 
@@ -121,7 +121,7 @@ def at_most(count: int) -> Rule:
         reasons = {}
         for members in _by_prompt(c, alive).values():
             for i in rng.permutation(members)[count:]:
-                reasons[int(i)] = f"over {count} a prompt"
+                reasons[i] = f"over {count} a prompt"
         return reasons
 
     return Rule(f"at_most({count})", drop)
@@ -148,6 +148,6 @@ def everything() -> Rule:
 
 def _by_prompt(c: Candidates, alive: np.ndarray) -> dict[str, list[int]]:
     groups: dict[str, list[int]] = defaultdict(list)
-    for i in alive:
-        groups[c.prompt_ids[i]].append(int(i))
+    for i in alive.tolist():
+        groups[c.prompt_ids[i]].append(i)
     return groups

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from selfkd.chat import render
 from selfkd.cluster import ActorLost, Cluster, kill
@@ -13,8 +13,8 @@ from selfkd.config import Resolved
 from selfkd.errors import DataError, InfrastructureError
 from selfkd.gate import paired_test
 from selfkd.hardware import compute_dtype
-from selfkd.judging import JudgeSpec
 from selfkd.judgepool import JudgePool
+from selfkd.judging import JudgeSpec
 from selfkd.ledger import Ledger, Step, write_atomically
 from selfkd.metrics import alarms, round_rows
 from selfkd.policies import Policies
@@ -42,7 +42,7 @@ class Setting:
 
     model_path: Path
     tokenizer: Any
-    engine: str
+    engine: Literal["vllm", "transformers"]
     swap: bool
     """Sampler and trainer take turns in memory."""
     context: int

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -94,6 +95,18 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     if missing := set(columns) - set(table.column_names):
         raise broken(path, f"it has no column {', '.join(sorted(missing))}")
     return table.select(list(columns))
+
+
+def codes(column: pa.ChunkedArray) -> np.ndarray:
+    """Strings as numbers from 0, equal where the strings are."""
+    encoded = column.combine_chunks().dictionary_encode()
+    return encoded.indices.to_numpy(zero_copy_only=False)
+
+
+def counts(column: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value occurs, the commonest first."""
+    pairs = [(c["values"], c["counts"]) for c in column.value_counts().to_pylist()]
+    return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What may reach a terminal: model text made harmless, and a stream that outlives its reader."""
 
+import io
 import os
 import unicodedata
 from typing import TextIO
@@ -50,9 +51,9 @@ class SafeStream:
     gone), everything is discarded, including what the interpreter flushes at exit.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._broken = False
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream or io.StringIO()
+        self._broken = stream is None  # as stdout is for a process started without one
 
     @property
     def encoding(self) -> str:

@@ -45,6 +45,10 @@ class Completion:
     logprob: float | None = None
 
 
+REFUSED = Completion("", (), "error")
+"""What an engine gives for a prompt that leaves no room for an answer."""
+
+
 class Engine(Protocol):
     """A model that completes prompts and can change its weights.
 
@@ -56,13 +60,24 @@ class Engine(Protocol):
     def generate(
         self, requests: Sequence[Request], sampling: Sampling
     ) -> Iterator[tuple[str, list[Completion]]]:
-        """Yield `(request id, n completions)` as requests finish, in any order."""
+        """Yield `(request id, n completions)` as requests finish, in any order.
+
+        A prompt that is too long is answered with `REFUSED`; the others go on.
+        """
         ...
 
     def load(self, policy: str, path: str) -> None:
-        """Replace the weights by those of the HF model directory `path` (same architecture)."""
+        """Replace the weights by those of the HF model directory `path` (same architecture).
+
+        Raises DataError for files that do not fit; the old weights are then still held.
+        """
         ...
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it; entry 0 of each list is 0.0."""
+        ...
+
+    def last_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """Log-probability of each sequence's last token, computed as completions are: what the
+        engine has cached of the tokens before it takes part."""
         ...

@@ -1,16 +1,21 @@
 """transformers behind the engine protocol: the fallback where vLLM is absent, and for tests."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
 
-from selfkd.errors import DataError, InfrastructureError
+from selfkd.errors import DataError
 from selfkd.hardware import compute_dtype, cores
-from selfkd.records import Finish
-from selfkd.sampling.base import Completion, Request, Sampling
+from selfkd.sampling.base import REFUSED, Completion, Request, Sampling
+from selfkd.sampling.weights import check_weights, stored_shapes
 
 
 class TransformersEngine:
@@ -25,22 +30,21 @@ class TransformersEngine:
         max_num_seqs: int = 256,
         seed: int = 0,
     ) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         torch.set_num_threads(cores())
         self.policy = policy
+        self._shapes = stored_shapes(path)
         self._max_num_seqs = max_num_seqs
         self._seed = seed
         self._calls = 0
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self._dtype = getattr(torch, compute_dtype(dtype))
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=self._dtype, use_safetensors=True)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model: Any = model.to(device).eval()  # type: ignore[arg-type]
-        self._pad = self._tokenizer.pad_token_id
-        if self._pad is None:
-            self._pad = self._tokenizer.eos_token_id
+        self._model = self._read(path)
+        self._context = getattr(self._model.config, "max_position_embeddings", None) or 2**31
         self._ends = _end_tokens(self._model.generation_config, self._tokenizer)
+        # Its other defaults, such as a repetition penalty, would change what is drawn.
+        self._model.generation_config = GenerationConfig()
+        pad = self._tokenizer.pad_token_id
+        self._pad: int = min(self._ends, default=0) if pad is None else pad
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling
@@ -51,10 +55,12 @@ class TransformersEngine:
         """
         self._calls += 1
         torch.manual_seed(self._seed * 1_000_003 + self._calls)
-        size = max(1, self._max_num_seqs // max((r.n for r in requests), default=1))
         ranked = sorted(requests, key=lambda r: len(r.prompt_tokens))
-        for i in range(0, len(ranked), size):
-            yield from self._complete(ranked[i : i + size], sampling)
+        fits = [r for r in ranked if len(r.prompt_tokens) < self._context]
+        size = max(1, self._max_num_seqs // max((r.n for r in fits), default=1))
+        for i in range(0, len(fits), size):
+            yield from self._complete(fits[i : i + size], sampling)
+        yield from ((r.id, [REFUSED] * r.n) for r in ranked[len(fits) :])
 
     @torch.no_grad()
     def _complete(
@@ -64,83 +70,70 @@ class TransformersEngine:
         longest = max(map(len, rows))
         ids = torch.tensor([[self._pad] * (longest - len(r)) + list(r) for r in rows])
         mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows])
-        greedy = sampling.temperature == 0
-        drawing = (
-            {"do_sample": False}
-            if greedy
-            else {
-                "do_sample": True,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-            }
+        output = self._model.generate(
+            input_ids=ids.to(self._model.device),
+            attention_mask=mask.to(self._model.device),
+            generation_config=self._drawing(sampling),
+            tokenizer=self._tokenizer if sampling.stop else None,
+            logits_processor=LogitsProcessorList([_RefuseNaN(self.policy)]),
         )
-        stopping = {"stop_strings": list(sampling.stop), "tokenizer": self._tokenizer}
-        try:
-            output = self._model.generate(
-                input_ids=ids.to(self._model.device),
-                attention_mask=mask.to(self._model.device),
-                max_new_tokens=sampling.max_tokens,
-                pad_token_id=self._pad,
-                eos_token_id=sorted(self._ends),
-                **drawing,
-                **(stopping if sampling.stop else {}),
-            )
-        except RuntimeError as error:
-            if "probability tensor" not in str(error):
-                raise
-            raise InfrastructureError(
-                f"{self.policy} gives probabilities that are not finite", where="engine"
-            ) from error
         texts = iter(output[:, longest:].tolist())
         for request in requests:
             yield request.id, [self._completion(next(texts), sampling) for _ in range(request.n)]
 
-    def _completion(self, tokens: list[int], sampling: Sampling) -> Completion:
-        end = next((i for i, t in enumerate(tokens) if t in self._ends), None)
-        finish: Finish = "length" if end is None else "stop"
-        if end is not None:
-            tokens = tokens[: end + 1]
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        if end is None:
-            cut = min((text.find(s) for s in sampling.stop if s in text), default=None)
-            if cut is not None:
-                # Another row may have gone on for longer: drop what was padded after the stop.
-                tokens = self._until(tokens, text, sampling.stop)
-                text, finish = text[:cut], "stop"
-        return Completion(text, tuple(tokens), finish)
+    def _drawing(self, sampling: Sampling) -> GenerationConfig:
+        greedy = sampling.temperature == 0
+        return GenerationConfig(
+            do_sample=not greedy,
+            temperature=None if greedy else sampling.temperature,
+            top_p=None if greedy else sampling.top_p,
+            top_k=None if greedy else sampling.top_k,
+            max_new_tokens=sampling.max_tokens,
+            stop_strings=list(sampling.stop) or None,
+            eos_token_id=sorted(self._ends) or None,
+            pad_token_id=self._pad,
+        )
 
-    def _until(self, tokens: list[int], text: str, stop: Sequence[str]) -> list[int]:
+    def _completion(self, tokens: list[int], sampling: Sampling) -> Completion:
+        """A row of `generate` without what was padded after its end."""
+        end = next((i for i, token in enumerate(tokens) if token in self._ends), len(tokens))
+        text = self._text(tokens[:end])
+        stops = [text.find(stop) for stop in sampling.stop if stop in text]
+        if stops:
+            # A row that met a stop string is padded, maybe with the end token: look here first.
+            return Completion(text[: min(stops)], self._until(tokens[:end], sampling.stop), "stop")
+        ended = end < len(tokens)
+        return Completion(text, tuple(tokens[: end + 1]), "stop" if ended else "length")
+
+    def _until(self, tokens: list[int], stop: Sequence[str]) -> tuple[int, ...]:
         """The shortest head of `tokens` whose text holds a stop string."""
-        for count in range(1, len(tokens) + 1):
-            head = self._tokenizer.decode(tokens[:count], skip_special_tokens=True)
-            if any(s in head for s in stop):
-                return tokens[:count]
-        return tokens
+        heads = (tuple(tokens[:count]) for count in range(1, len(tokens)))
+        held = (head for head in heads if any(s in self._text(head) for s in stop))
+        return next(held, tuple(tokens))
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     def load(self, policy: str, path: str) -> None:
-        """Replace the weights in place; refuses files that do not fit before it changes any."""
-        state: dict[str, torch.Tensor] = {}
-        for file in sorted(Path(path).glob("*.safetensors")):
-            state |= load_file(file)
-        own = self._model.state_dict()
-        tied = set(self._model.all_tied_weights_keys or ())
-        missing = [k for k in own if k not in state and k not in tied]
-        wrong = [k for k, v in state.items() if k not in own or own[k].shape != v.shape]
-        if missing or wrong:
-            raise DataError(
-                f"the weights do not fit the model (missing {missing[:3]}, other {wrong[:3]})",
-                where=path,
-                remedy="the checkpoint is damaged: delete it and its train step, then resume",
-            )
-        self._model.load_state_dict(state, strict=False)
-        self._model.tie_weights()
+        """Take the weights in `path`; refuses files that do not fit before it changes any."""
+        check_weights(path, self._shapes)
+        self._model = self._read(path)
+        self._model.generation_config = GenerationConfig()
         self.policy = policy
+
+    def _read(self, path: str) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=self._dtype, use_safetensors=True)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+        return model.eval()
 
     @torch.no_grad()
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it; 0.0 for the first."""
         return [self._logprobs(list(sequence)) for sequence in sequences]
+
+    def last_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """Log-probability of each sequence's last token; nothing is cached here."""
+        return [values[-1] for values in self.logprobs(sequences)]
 
     def _logprobs(self, tokens: list[int]) -> list[float]:
         ids = torch.tensor([tokens], device=self._model.device)
@@ -148,7 +141,23 @@ class TransformersEngine:
         return [0.0, *log_probs.gather(1, ids[0, 1:, None]).squeeze(1).tolist()]
 
 
-def _end_tokens(generation_config: Any, tokenizer: Any) -> set[int]:
+class _RefuseNaN(LogitsProcessor):
+    """Stops a generation that would go on from logits that are not numbers."""
+
+    def __init__(self, policy: str) -> None:
+        self._policy = policy
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if torch.isnan(scores).any():
+            raise DataError(
+                f"{self._policy} gives logits that are not a number",
+                where="engine",
+                remedy="its weights are broken: roll back to an earlier policy",
+            )
+        return scores
+
+
+def _end_tokens(generation_config: GenerationConfig, tokenizer: Any) -> set[int]:
     ends = generation_config.eos_token_id
     listed = ends if isinstance(ends, list) else [ends]
     return {t for t in (*listed, tokenizer.eos_token_id) if t is not None}

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from selfkd.errors import InfrastructureError
 from selfkd.hardware import compute_dtype
-from selfkd.sampling.base import Completion, Request, Sampling
+from selfkd.sampling.base import REFUSED, Completion, Request, Sampling
+from selfkd.sampling.weights import check_weights, stored_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,7 @@ class VLLMEngine:
         from vllm import LLM
 
         self.policy = policy
+        self._shapes = stored_shapes(path)
         self._counter = 0
         self._llm = LLM(
             path,
@@ -64,31 +66,44 @@ class VLLMEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        names: dict[str, str] = {}
-        for request in requests:
-            self._counter += 1
-            # No request seed: vLLM's CPU sampler dies of one. The engine is seeded instead.
-            params = SamplingParams(
-                n=request.n,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                max_tokens=sampling.max_tokens,
-                stop=list(sampling.stop) or None,
-                logprobs=0,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            name = str(self._counter)
-            names[name] = request.id
-            prompt = {"prompt_token_ids": list(request.prompt_tokens)}
-            self._engine.add_request(name, prompt, params)  # type: ignore[arg-type]
-        while self._engine.has_unfinished_requests():
-            for output in self._engine.step():
-                if output.finished:
-                    yield names[output.request_id], [_completion(c) for c in output.outputs]
+        # No request seed: vLLM's CPU sampler dies of one. The engine is seeded instead.
+        params = SamplingParams(
+            n=1,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            stop=list(sampling.stop) or None,
+            logprobs=0,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        limit = self._llm.model_config.max_model_len
+        fits = [r for r in requests if len(r.prompt_tokens) < limit]
+        yield from ((r.id, [REFUSED] * r.n) for r in requests if len(r.prompt_tokens) >= limit)
+        names = {self._add(request, params): request.id for request in fits}
+        try:
+            while self._engine.has_unfinished_requests():
+                for output in self._engine.step():
+                    if output.finished:
+                        completions = [_completion(c) for c in output.outputs]
+                        yield names.pop(output.request_id), completions
+        finally:
+            # Nobody waits for the rest if the caller gave up.
+            self._engine.abort_request(list(names))
+
+    def _add(self, request: Request, params: Any) -> str:
+        self._counter += 1
+        name = str(self._counter)
+        params = params.clone()
+        params.n = request.n
+        prompt: Any = {"prompt_token_ids": list(request.prompt_tokens)}
+        self._engine.add_request(name, prompt, params)
+        return name
 
     def load(self, policy: str, path: str) -> None:
         """Replace the weights in place; the caller checks them with `logprobs`."""
+        check_weights(path, self._shapes)
+        self.policy = ""  # until all is done, these are nobody's weights
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
         self._llm.apply_model(_repack)
         # Cached prompts hold keys and values of the old weights.
@@ -106,6 +121,23 @@ class VLLMEngine:
             use_tqdm=False,
         )
         return [_prompt_logprobs(o) for o in outputs]
+
+    def last_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """Log-probability of each sequence's last token, from cached prefixes where there are any.
+
+        `logprobs` never reads the prefix cache; completions do, and so does this.
+        """
+        from vllm import SamplingParams
+
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(s[:-1])} for s in sequences],  # type: ignore[list-item]
+            [
+                SamplingParams(max_tokens=1, temperature=0, logprobs=0, allowed_token_ids=[s[-1]])
+                for s in sequences
+            ],
+            use_tqdm=False,
+        )
+        return [o.outputs[0].cumulative_logprob for o in outputs]
 
 
 def _completion(output: Any) -> Completion:

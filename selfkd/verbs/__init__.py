@@ -1,0 +1,1 @@
+"""The work behind the verbs of a round: what happens where nothing is recorded yet."""
