@@ -58,7 +58,7 @@ def _report(name: str, wall: float, seconds: dict[str, float], rows: Sequence[Ro
         "name": name,
         "wall": wall,
         "seconds": seconds,
-        "tokens": sum(row["samples"] * row["length_mean"] for row in rows),
+        "tokens": sum((row["samples"] or 0) * (row["length_mean"] or 0) for row in rows),
         "kept": sum(row["kept"] or 0 for row in rows),
         "reward_mean": [row["reward_mean"] for row in rows],
         "heldout_reward": [row["heldout_reward"] for row in rows],
@@ -83,13 +83,16 @@ def table(reports: Sequence[Row]) -> str:
         ratio = f"{ours / plain:10.2f}" if plain >= 0.1 else f"{'-':>10}"
         lines.append(f"{stage:<10}{plain:>10.1f}{ours:>10.1f}{ratio}")
     for report in reports:
-        curves = " ".join(f"{r:.2f}" for r in report["reward_mean"])
-        heldout = " ".join(f"{r:.2f}" for r in report["heldout_reward"])
+        rewards, heldout = (_curve(report[name]) for name in ("reward_mean", "heldout_reward"))
         lines.append(
             f"{report['name']}: {report['wall']:.0f} s, {report['tokens']:.0f} tokens sampled, "
-            f"{report['kept']} samples kept; reward {curves}; held-out {heldout}"
+            f"{report['kept']} samples kept; reward {rewards}; held-out {heldout}"
         )
     return "\n".join(lines)
+
+
+def _curve(values: Sequence[float | None]) -> str:
+    return " ".join("-" if value is None else f"{value:.2f}" for value in values)
 
 
 def _median(reports: Sequence[Row], name: str, stage: str) -> float:

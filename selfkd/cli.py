@@ -69,8 +69,8 @@ def run(
         return
     if resume and not name:
         raise UsageError("--resume needs to know which run", remedy="add --name NAME")
-    if resume and (runs / name_of(name or "")).exists():
-        path = runs / name_of(name or "")
+    if resume and name and (runs / name_of(name)).exists():
+        path = runs / name_of(name)
         resolved = resume_with(path, resolved)
     else:
         path = new_run(resolved, runs, name)

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,13 +41,14 @@ class Cluster:
             options["object_store_memory"] = 256 * 2**20
         else:
             options["address"] = self.address
+            _check_reachable(self.address)
         try:
             ray.init(**options, logging_level=logging.ERROR, configure_logging=False)
         except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
             raise InfrastructureError(
                 f"cannot reach a Ray cluster at {self.address!r}: {str(error).splitlines()[0]}",
                 where="cluster.address",
-                remedy="unset RAY_ADDRESS or pass `--local` to run on this machine alone",
+                remedy="pass --local to run on this machine alone",
             ) from error
         return self
 
@@ -107,6 +109,23 @@ class Cluster:
                     where="cluster",
                     remedy=f"the cluster has {resources()}; ask for less or raise the time-out",
                 )
+
+
+def _check_reachable(address: str) -> None:
+    """Try the port first: Ray itself waits for minutes on an address that nobody answers."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise InfrastructureError(
+            f"nothing answers at Ray address {address} ({error.strerror or error})",
+            where="cluster.address",
+            remedy="start the cluster, or pass --local to run on this machine alone",
+        ) from error
 
 
 def resources() -> str:

@@ -217,7 +217,9 @@ def _at(key: str, places: Mapping[tuple[str, ...], str], action: Any) -> Any:
         return action()
     except UsageError as error:
         if not error.where:
-            error.where = places.get((key,), key)
+            # An option of the plug-in has a line of its own where the message names it.
+            own = [p for k, p in places.items() if k[0] == key and repr(k[-1]) in error.message]
+            error.where = own[-1] if own else places.get((key,), key)
         raise
 
 

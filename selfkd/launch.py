@@ -31,7 +31,7 @@ rounds extend a run."""
 
 def new_run(resolved: Resolved, root: Path, name: str | None) -> Path:
     """Create the directory of a new run and record its config; refuses a name that is taken."""
-    path = root / name_of(name) if name else _next_free(root, resolved.loop.name)
+    path = _next_free(root, resolved.loop.name) if name is None else root / name_of(name)
     if path.exists():
         raise UsageError(
             f"run {path.name!r} exists",
@@ -79,7 +79,11 @@ def fork_run(path: Path, round: int, name: str | None, overrides: Sequence[str] 
             where=str(path),
             remedy=f"fork at round {len(finished)} or before",
         )
-    target = path.parent / name_of(name) if name else _next_free(path.parent, f"{path.name}-fork")
+    target = (
+        _next_free(path.parent, f"{path.name}-fork")
+        if name is None
+        else path.parent / name_of(name)
+    )
     if target.exists():
         raise UsageError(
             f"run {target.name!r} exists", where=str(target), remedy="give another --name"

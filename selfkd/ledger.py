@@ -238,7 +238,8 @@ class Ledger:
         return step
 
     def _refuse_other_order(self, round: int, order: int, name: str) -> None:
-        others = [p.name for p in self.round_dir(round).glob(f"{order:02d}-*")]
+        # A crash right after the directory was made leaves it empty, under this very name.
+        others = [p.name for p in self.round_dir(round).glob(f"{order:02d}-*") if p.name != name]
         if others:
             raise UsageError(
                 f"round {round} recorded step {others[0]}, but the loop now asks for {name}",

@@ -21,6 +21,7 @@ from selfkd.records import (
     rows_table,
 )
 from selfkd.rules import Rule
+from selfkd.rundir import HELDOUT
 from selfkd.sampling.base import Sampling
 from selfkd.tables import Kept, Samples, Scored
 from selfkd.verbs.generate import sample_shards
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from selfkd.run import Run
 
 Start = Literal["base", "previous", "best"]
-HELDOUT = "heldout"
 
 
 class Round:

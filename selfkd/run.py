@@ -21,7 +21,8 @@ from selfkd.policies import Policies
 from selfkd.progress import Reporter
 from selfkd.prompts import PromptSource
 from selfkd.records import Message, Prompt, Sample, Verdict
-from selfkd.round import HELDOUT, Round
+from selfkd.round import Round
+from selfkd.rundir import HELDOUT
 from selfkd.sampling.actor import EngineOptions
 from selfkd.sampling.pool import SamplerPool
 from selfkd.tables import Samples, Scored

@@ -80,13 +80,18 @@ class VLLMEngine:
         limit = self._llm.model_config.max_model_len
         fits = [r for r in requests if len(r.prompt_tokens) < limit]
         yield from ((r.id, [REFUSED] * r.n) for r in requests if len(r.prompt_tokens) >= limit)
-        names = {self._add(request, params): request.id for request in fits}
+        copies = {r.id: r.n for r in fits}
+        names: dict[str, str] = {}
         try:
+            for request in fits:
+                names[self._add(request, params)] = request.id
             while self._engine.has_unfinished_requests():
                 for output in self._engine.step():
                     if output.finished:
+                        request_id = names.pop(output.request_id)
                         completions = [_completion(c) for c in output.outputs]
-                        yield names.pop(output.request_id), completions
+                        # Greedy completions were asked for once.
+                        yield request_id, completions * (copies[request_id] // len(completions))
         finally:
             # Nobody waits for the rest if the caller gave up.
             self._engine.abort_request(list(names))
@@ -95,7 +100,7 @@ class VLLMEngine:
         self._counter += 1
         name = str(self._counter)
         params = params.clone()
-        params.n = request.n
+        params.n = request.n if params.temperature else 1
         prompt: Any = {"prompt_token_ids": list(request.prompt_tokens)}
         self._engine.add_request(name, prompt, params)
         return name

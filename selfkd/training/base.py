@@ -21,7 +21,7 @@ class TrainOptions(BaseModel):
     """Examples per forward pass; gradients accumulate up to batch_size. Default: batch_size."""
     schedule: str = "linear"
     """Learning-rate schedule, a transformers scheduler name."""
-    warmup_ratio: float = Field(0.05, ge=0, lt=1)
+    warmup_ratio: float = Field(0.0, ge=0, lt=1)
     """Share of the steps that warm up."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW weight decay."""

@@ -211,7 +211,7 @@ def _arguments(job: TrainJob, options: TrainOptions, dtype: str, count: int) -> 
         max_steps=steps,
         learning_rate=options.learning_rate,
         lr_scheduler_type=options.schedule,
-        warmup_steps=math.ceil(options.warmup_ratio * steps),
+        warmup_steps=int(options.warmup_ratio * steps),
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
         seed=job.seed,

@@ -14,6 +14,7 @@ from selfkd.errors import DataError
 from selfkd.hardware import compute_dtype, cores
 from selfkd.records import Example, read_rows
 from selfkd.training.base import TrainJob, TrainReport
+from selfkd.training.rounding import round_to_bfloat16
 
 CANARY_TOKENS = 200
 """Length of the long canary: over 128, so that a sampler's cached prompt prefix takes part."""
@@ -24,9 +25,9 @@ WEIGHTS = (".safetensors", ".index.json")
 class LocalTrainer:
     """Trains in its own process; see `Trainer` in `training/base.py`.
 
-    Weights are trained and saved in float32 even where products are computed in bfloat16: one
-    round moves a weight by about 1e-4, which is less than half a bfloat16 step of a weight over
-    0.03, so rounding every policy to bfloat16 would undo a good part of what it learnt.
+    Weights are trained in float32. Where products are computed in bfloat16, the policy is stored
+    in bfloat16 too, rounded stochastically (`rounding.py`), so that sampler and next training hold
+    the same weights.
     """
 
     def __init__(self) -> None:
@@ -50,7 +51,11 @@ class LocalTrainer:
         trainer = _make_trainer(model, tokenizer, examples, job)
         trainer.train()
         model = trainer.model.merge_and_unload() if job.options.lora_rank else model
-        _save(model, job)
+        dtype = compute_dtype(job.options.dtype)
+        if dtype == "bfloat16":
+            round_to_bfloat16(model, job.seed)
+        canary = _canary(model, examples)
+        _save(model.to(getattr(torch, dtype)), job)
         report = TrainReport(
             steps=trainer.state.global_step,
             examples=len(examples),
@@ -58,7 +63,7 @@ class LocalTrainer:
             loss_first=trainer.losses[0],
             loss_last=trainer.losses[-1],
             seconds=time.monotonic() - started,
-            canary=_canary(model, examples),
+            canary=canary,
         )
         del trainer, model
         gc.collect()

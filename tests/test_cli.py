@@ -1,0 +1,176 @@
+"""The command line: exit codes, refusals that write nothing, and output that scripts can read."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from selfkd import cli
+from tests.testbed.addition import write_prompts
+from tests.testbed.charmodel import char_tokenizer
+from tests.testbed.play import JUDGES
+
+CONFIG = """\
+loop: rest_em
+model: model
+prompts: {{source: sums.jsonl, heldout: 4}}
+judge: {judge}
+sampling: {{max_tokens: 40}}
+engine: {{kind: transformers}}
+"""
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Call:
+    """Calls the command line in a user's folder that holds a config, prompts and a (fake) model."""
+    monkeypatch.chdir(tmp_path)
+    write_prompts(tmp_path / "sums.jsonl", [(i, 1) for i in range(12)])
+    model = tmp_path / "model"
+    model.mkdir()
+    char_tokenizer().save_pretrained(model)
+    (model / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 128}')
+    (model / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    (tmp_path / "run.yaml").write_text(CONFIG.format(judge=f"{JUDGES}:right"))
+
+    def invoke(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["selfkd", *arguments])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capfd.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return invoke
+
+
+def test_a_wrong_config_exits_2_and_writes_nothing(call, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    for override in ("judge.modle=x", "ronds=1", "rounds=-1", "sampling.temperature=.nan", "gate.mode=on"):
+        result = call("run", "run.yaml", override)
+        assert result.code == 2, override
+        assert f"override '{override}'" in result.err
+        assert "Traceback" not in result.err
+    assert call("run", "missing.yaml").code == 2
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(call, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    result = call("run", "run.yaml", "--dry-run", "rounds=3", "samples_per_prompt=5")
+    assert result.code == 0 and "nothing was written" in result.out
+    plan = json.loads(call("run", "run.yaml", "--dry-run", "--json", "rounds=3", "samples_per_prompt=5").out)
+    assert (plan["prompts_per_round"], plan["heldout"], plan["samples_per_round"]) == (8, 4, 40)
+    # Four rounds are sampled (the last policy's too) and held-out is answered by four policies.
+    assert plan["completion_tokens_at_most"] == (4 * 40 + 4 * 4) * 40
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["../../x", "", "a" * 300, "ünïcode", ".hidden", "a/b"])
+def test_names_that_cannot_be_a_run_are_refused(call, tmp_path, name):
+    before = sorted(tmp_path.parent.rglob("*"))
+    result = call("run", "run.yaml", f"--name={name}")
+    assert result.code == 2 and "cannot name a run" in result.err
+    assert sorted(tmp_path.parent.rglob("*")) == before
+
+
+def test_a_secret_in_a_config_is_refused_and_not_echoed(call):
+    result = call("run", "run.yaml", "model=sk-abcdefgh12345678")
+    assert result.code == 2 and "api_key_env" in result.err
+    assert "sk-abcdefgh12345678" not in result.err.replace("override 'model=sk-abcdefgh12345678'", "")
+
+
+def test_prompt_faults_exit_4_with_the_place(call, tmp_path):
+    (tmp_path / "sums.jsonl").write_text("\n\n")
+    result = call("run", "run.yaml", "--dry-run")
+    assert result.code == 4 and "0 prompts" in result.err
+    (tmp_path / "sums.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n{broken\n')
+    result = call("run", "run.yaml", "--dry-run")
+    assert result.code == 4 and "sums.jsonl:2" in result.err
+    (tmp_path / "sums.jsonl").write_text('{"prompt": "1+1="}\n{"prompt": "1+2="}\n')
+    result = call("run", "run.yaml", "--dry-run", "prompts.heldout=0")
+    assert result.code == 4 and "answer" in result.err
+
+
+def test_a_missing_run_is_a_usage_error(call):
+    for command in (["resume", "nope"], ["curves", "nope"], ["show", "nope"], ["fork", "nope", "--round", "1"]):
+        result = call(*command)
+        assert result.code == 2, command
+        assert "nope" in result.err
+
+
+def test_an_unreachable_cluster_says_so_and_offers_local(call):
+    result = call("run", "run.yaml", "cluster=127.0.0.1:1", "--name", "far")
+    assert result.code == 5
+    assert "127.0.0.1:1" in result.err and "--local" in result.err
+    assert "selfkd resume runs/far" in result.err
+
+
+def test_a_pickled_checkpoint_is_refused(call, tmp_path):
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
+    result = call("run", "run.yaml", "--name", "pickled")
+    assert result.code in (2, 4) and "safetensors" in result.err
+
+
+def test_listings_print_only_data_with_json(call):
+    for command in (["loops"], ["judges"], ["ls"], ["model", "list"], ["loops", "star"], ["judges", "number"]):
+        result = call(*command, "--json")
+        assert result.code == 0, command
+        json.loads(result.out)
+    assert "rationalise" in call("loops", "star").out
+    assert "tolerance" in call("judges", "number").out
+    names = {row["name"] for row in json.loads(call("loops", "--json").out)}
+    assert names == {"rest_em", "star", "rest", "raw"}
+
+
+def test_a_judge_is_tested_outside_a_run(call, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def short(sample, *, limit=3):\n    return float(len(sample.completion) <= limit)\n"
+    )
+    rows = [{"prompt": "say hi", "completion": c} for c in ("hi", "hello there")]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    result = call("judge", "test", "mine.py:short", "--samples", "samples.jsonl", "--json")
+    assert result.code == 0, result.err
+    assert [v["reward"] for v in json.loads(result.out)] == [1.0, 0.0]
+    result = call("judge", "test", "mine.py:short", "--samples", "samples.jsonl", "limt=9")
+    assert result.code == 2 and "limit" in result.err
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(tmp_path):
+    command = f"{sys.executable} -m selfkd loops star | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert "Traceback" not in done.stderr and "Error" not in done.stderr
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_help_is_light(tmp_path):
+    code = (
+        "import sys, selfkd.cli\n"
+        "sys.argv = ['selfkd', '--help']\n"
+        "try:\n    selfkd.cli.main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'datasets', 'matplotlib', 'pyarrow'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    environment = {**os.environ, "COLUMNS": "40", "NO_COLOR": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b[" not in done.stdout
