@@ -1,7 +1,8 @@
 """Describes loops and judges for the command line: what they do and what they can be told."""
 
 import json
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from selfkd.judging import options_doc
 from selfkd.plugins import Kind, find_judge, find_loop, list_plugins
@@ -22,7 +23,7 @@ def describe_loop(name: str, as_json: bool) -> str:
     options = [
         {
             "name": key,
-            "type": _type(field.annotation),
+            "type": type_name(field.annotation),
             "default": None
             if field.is_required()
             else field.get_default(call_default_factory=True),
@@ -54,9 +55,17 @@ def _describe(plugin: Any, options: list[dict[str, Any]], as_json: bool, **facts
     return "\n".join(lines)
 
 
-def _type(annotation: Any) -> str:
-    return (
-        annotation.__name__
-        if isinstance(annotation, type)
-        else str(annotation).replace("typing.", "")
-    )
+def type_name(annotation: Any) -> str:
+    """A type as people write it: `int`, `base or previous`, `list of str`."""
+    if annotation is type(None):
+        return "none"
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return " or ".join(map(str, arguments))
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(map(type_name, arguments))
+    if get_origin(annotation) in (tuple, list):
+        return "list of " + type_name(arguments[0])
+    if get_origin(annotation) is dict or annotation is dict:
+        return "mapping"
+    return getattr(annotation, "__name__", str(annotation))

@@ -77,7 +77,7 @@ class LoopPlugin:
 
     name: str
     spec: str
-    fn: Callable[..., None]
+    fn: Callable[..., Any]
     options: type
     paper: str
     doc: str
@@ -104,12 +104,12 @@ def find_loop(spec: str) -> LoopPlugin:
     """Import the loop that `spec` names, and nothing else."""
     found = _find("loop", spec)
     mark = _mark_of(found.target, "loop")
-    target: Any = found.target
-    if not callable(target):
+    if not callable(found.target):
         raise UsageError(f"loop {spec!r} is not a function", where=found.source)
+    fn: Callable[..., Any] = found.target
     options = (mark and mark.options) or _second_annotation(found)
     paper = mark.paper if mark else ""
-    return LoopPlugin(found.name, found.spec, target, options, paper, *found.description())
+    return LoopPlugin(found.name, found.spec, fn, options, paper, *found.description())
 
 
 def find_judge(spec: str) -> JudgePlugin:

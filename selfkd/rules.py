@@ -37,32 +37,34 @@ class Rule:
     """A named rule: `drop(candidates, alive indices, rng)` returns the reasons of what it drops."""
 
     name: str
-    drop: Callable[[Candidates, np.ndarray, np.random.Generator], Reasons]
+    drop: Callable[[Candidates, list[int], np.random.Generator], Reasons]
 
     def __or__(self, other: "Rule") -> "Rule":
-        def drop(c: Candidates, alive: np.ndarray, rng: np.random.Generator) -> Reasons:
+        def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
             first = self.drop(c, alive, rng)
-            rest = np.array([i for i in alive.tolist() if i not in first], dtype=np.int64)
+            rest = [i for i in alive if i not in first]
             return first | other.drop(c, rest, rng)
 
         return Rule(f"{self.name} | {other.name}", drop)
 
     def apply(self, candidates: Candidates, rng: np.random.Generator) -> list[str | None]:
         """The reason each candidate is dropped, or None where it is kept."""
-        reasons = self.drop(candidates, np.arange(len(candidates)), rng)
+        reasons = self.drop(candidates, list(range(len(candidates))), rng)
         return [reasons.get(i) for i in range(len(candidates))]
 
 
 def above(threshold: float, *, inclusive: bool = False) -> Rule:
     """Reward over the threshold; what has no reward is dropped as unscored (ReST's filter)."""
 
-    def drop(c: Candidates, alive: np.ndarray, rng: np.random.Generator) -> Reasons:
-        rewards = c.rewards[alive]
-        passed = rewards >= threshold if inclusive else rewards > threshold
-        return {
-            int(i): "unscored" if np.isnan(r) else f"reward below {threshold:g}"
-            for i, r in zip(alive[~passed], rewards[~passed], strict=True)
-        }
+    def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
+        reasons = {}
+        for i in alive:
+            reward = c.rewards[i]
+            if np.isnan(reward):
+                reasons[i] = "unscored"
+            elif reward < threshold or (reward == threshold and not inclusive):
+                reasons[i] = f"reward below {threshold:g}"
+        return reasons
 
     return Rule(f"{'at_least' if inclusive else 'above'}({threshold:g})", drop)
 
@@ -70,9 +72,9 @@ def above(threshold: float, *, inclusive: bool = False) -> Rule:
 def correct() -> Rule:
     """Reward 1: right by a rule that compares with the reference answer."""
 
-    def drop(c: Candidates, alive: np.ndarray, rng: np.random.Generator) -> Reasons:
+    def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
         reasons = {}
-        for i in alive.tolist():
+        for i in alive:
             if np.isnan(c.rewards[i]):
                 reasons[i] = "unscored"
             elif c.rewards[i] < 1:
@@ -85,9 +87,9 @@ def correct() -> Rule:
 def finished() -> Rule:
     """The model ended the completion itself, and wrote something."""
 
-    def drop(c: Candidates, alive: np.ndarray, rng: np.random.Generator) -> Reasons:
+    def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
         reasons = {}
-        for i in alive.tolist():
+        for i in alive:
             if c.finishes[i] != "stop":
                 reasons[i] = "truncated"
             elif not c.completions[i].strip():
@@ -100,10 +102,10 @@ def finished() -> Rule:
 def unique(key: Callable[[str], Hashable] = str.strip) -> Rule:
     """The first of each prompt's completions with the same text (or the same `key` of the text)."""
 
-    def drop(c: Candidates, alive: np.ndarray, rng: np.random.Generator) -> Reasons:
+    def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
         seen: set[tuple[str, Hashable]] = set()
         reasons = {}
-        for i in alive.tolist():
+        for i in alive:
             identity = (c.prompt_ids[i], key(c.completions[i]))
             if identity in seen:
                 reasons[i] = "duplicate"
@@ -117,7 +119,7 @@ def unique(key: Callable[[str], Hashable] = str.strip) -> Rule:
 def at_most(count: int) -> Rule:
     """A seeded random `count` of each prompt's candidates, not the first ones (ReST-EM: 10)."""
 
-    def drop(c: Candidates, alive: np.ndarray, rng: np.random.Generator) -> Reasons:
+    def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
         reasons = {}
         for members in _by_prompt(c, alive).values():
             for i in rng.permutation(members)[count:]:
@@ -130,7 +132,7 @@ def at_most(count: int) -> Rule:
 def top(count: int) -> Rule:
     """The `count` best-rewarded of each prompt's candidates, ties broken by order."""
 
-    def drop(c: Candidates, alive: np.ndarray, rng: np.random.Generator) -> Reasons:
+    def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
         reasons = {}
         for members in _by_prompt(c, alive).values():
             ranked = sorted(members, key=lambda i: -np.nan_to_num(c.rewards[i], nan=-np.inf))
@@ -146,8 +148,8 @@ def everything() -> Rule:
     return Rule("everything", lambda c, alive, rng: {})
 
 
-def _by_prompt(c: Candidates, alive: np.ndarray) -> dict[str, list[int]]:
+def _by_prompt(c: Candidates, alive: list[int]) -> dict[str, list[int]]:
     groups: dict[str, list[int]] = defaultdict(list)
-    for i in alive.tolist():
+    for i in alive:
         groups[c.prompt_ids[i]].append(i)
     return groups

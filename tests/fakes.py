@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfkd.config import resolve
+from selfkd.config import Resolved, resolve
 from selfkd.judging import JudgeSpec
 from selfkd.launch import new_run
 from selfkd.ledger import Ledger
@@ -51,7 +51,7 @@ class ScriptedSampler:
         for index, requests in shards:
             completions = {}
             for request in requests:
-                text = TOKENIZER.decode(list(request.prompt_tokens)).replace(" ", "")
+                text = str(TOKENIZER.decode(list(request.prompt_tokens))).replace(" ", "")
                 self.asked += [(policy, text)] * request.n
                 completions[request.id] = [
                     self._complete(self.answer(policy, text, k), sampling.max_tokens)
@@ -70,13 +70,19 @@ class ScriptedSampler:
 class ScriptedRun(Run):
     """A Run without processes."""
 
-    def __init__(self, *args: Any, answer: Answer) -> None:
-        self._answer = answer
+    def __init__(self, resolved: Resolved, *args: Any, answer: Answer) -> None:
+        self.loop = resolved.loop
+        self.scripted = ScriptedSampler(answer)
         self.jobs: list[TrainJob] = []
-        super().__init__(*args)
+        super().__init__(resolved, *args)
+
+    @property
+    def asked(self) -> list[tuple[str, str]]:
+        """(policy, rendered prompt) of every completion, in order."""
+        return self.scripted.asked
 
     def _make_sampler(self) -> Any:
-        return ScriptedSampler(self._answer)
+        return self.scripted
 
     def judge_batches(
         self, judge: JudgeSpec, batches: Iterator[list[Sample]]
@@ -119,18 +125,16 @@ def scripted_run(folder: Path, source: Path, answer: Answer, **settings: Any) ->
     setting = Setting(model, TOKENIZER, "transformers", False, 96, 0, 0)
     ledger = Ledger(path)
     cluster: Any = None
-    run = ScriptedRun(
+    return ScriptedRun(
         resolved, ledger, cluster, setting, opened, Silent(), lambda: None, answer=answer
     )
-    run.loop = resolved.loop  # type: ignore[attr-defined]
-    return run
 
 
 def play_script(run: ScriptedRun) -> str:
     """Run the loop to its end; the reason if it ended early."""
     reason = ""
     try:
-        run.loop.fn(run, run.options)  # type: ignore[attr-defined]
+        run.loop.fn(run, run.options)
     except EndOfRun as end:
         reason = end.reason
     run.finish()

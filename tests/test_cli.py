@@ -65,7 +65,13 @@ def call(
 
 def test_a_wrong_config_exits_2_and_writes_nothing(call, tmp_path):
     before = sorted(tmp_path.rglob("*"))
-    for override in ("judge.modle=x", "ronds=1", "rounds=-1", "sampling.temperature=.nan", "gate.mode=on"):
+    for override in (
+        "judge.modle=x",
+        "ronds=1",
+        "rounds=-1",
+        "sampling.temperature=.nan",
+        "gate.mode=on",
+    ):
         result = call("run", "run.yaml", override)
         assert result.code == 2, override
         assert f"override '{override}'" in result.err
@@ -78,7 +84,9 @@ def test_dry_run_prints_the_plan_and_writes_nothing(call, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     result = call("run", "run.yaml", "--dry-run", "rounds=3", "samples_per_prompt=5")
     assert result.code == 0 and "nothing was written" in result.out
-    plan = json.loads(call("run", "run.yaml", "--dry-run", "--json", "rounds=3", "samples_per_prompt=5").out)
+    plan = json.loads(
+        call("run", "run.yaml", "--dry-run", "--json", "rounds=3", "samples_per_prompt=5").out
+    )
     assert (plan["prompts_per_round"], plan["heldout"], plan["samples_per_round"]) == (8, 4, 40)
     # Four rounds are sampled (the last policy's too) and held-out is answered by four policies.
     assert plan["completion_tokens_at_most"] == (4 * 40 + 4 * 4) * 40
@@ -96,7 +104,9 @@ def test_names_that_cannot_be_a_run_are_refused(call, tmp_path, name):
 def test_a_secret_in_a_config_is_refused_and_not_echoed(call):
     result = call("run", "run.yaml", "model=sk-abcdefgh12345678")
     assert result.code == 2 and "api_key_env" in result.err
-    assert "sk-abcdefgh12345678" not in result.err.replace("override 'model=sk-abcdefgh12345678'", "")
+    assert "sk-abcdefgh12345678" not in result.err.replace(
+        "override 'model=sk-abcdefgh12345678'", ""
+    )
 
 
 def test_prompt_faults_exit_4_with_the_place(call, tmp_path):
@@ -112,7 +122,12 @@ def test_prompt_faults_exit_4_with_the_place(call, tmp_path):
 
 
 def test_a_missing_run_is_a_usage_error(call):
-    for command in (["resume", "nope"], ["curves", "nope"], ["show", "nope"], ["fork", "nope", "--round", "1"]):
+    for command in (
+        ["resume", "nope"],
+        ["curves", "nope"],
+        ["show", "nope"],
+        ["fork", "nope", "--round", "1"],
+    ):
         result = call(*command)
         assert result.code == 2, command
         assert "nope" in result.err
@@ -132,7 +147,14 @@ def test_a_pickled_checkpoint_is_refused(call, tmp_path):
 
 
 def test_listings_print_only_data_with_json(call):
-    for command in (["loops"], ["judges"], ["ls"], ["model", "list"], ["loops", "star"], ["judges", "number"]):
+    for command in (
+        ["loops"],
+        ["judges"],
+        ["ls"],
+        ["model", "list"],
+        ["loops", "star"],
+        ["judges", "number"],
+    ):
         result = call(*command, "--json")
         assert result.code == 0, command
         json.loads(result.out)
@@ -171,6 +193,8 @@ def test_help_is_light(tmp_path):
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     environment = {**os.environ, "COLUMNS": "40", "NO_COLOR": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert "\x1b[" not in done.stdout

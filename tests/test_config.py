@@ -59,7 +59,8 @@ def test_overrides_are_typed_and_reach_sections_and_loop_options(tmp_path):
 
 def test_paths_are_relative_to_whoever_wrote_them(tmp_path, monkeypatch):
     there, here = tmp_path / "there", tmp_path / "here"
-    there.mkdir(), here.mkdir()
+    there.mkdir()
+    here.mkdir()
     (here / "mine.py").write_text("def polite(sample):\n    return 1.0\n")
     (here / "other.jsonl").write_text('{"prompt": "x"}\n')
     monkeypatch.chdir(here)
@@ -72,31 +73,49 @@ def test_paths_are_relative_to_whoever_wrote_them(tmp_path, monkeypatch):
     assert isinstance(resolve(resolved.document()), Resolved)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("rounds: 3|ronds: 3", r"run\.yaml:5: unknown key ronds — did you mean rounds\?"),
-        ("temperature: 0.7|temprature: 0.7", r"run\.yaml:7: unknown key sampling\.temprature — did you mean sampling\.temperature\?"),
-        ("rounds: 3|rounds: -1", r"run\.yaml:5: rounds = -1: should be greater than or equal to 1"),
-        ("temperature: 0.7|temperature: .nan", r"run\.yaml:7: sampling\.temperature = nan: should be a finite number"),
-        ("max_tokens: 32|max_tokens: 0", r"run\.yaml:8: sampling\.max_tokens = 0: should be greater than or equal to 1"),
-        ("rounds: 3|rounds: many", r"run\.yaml:5: rounds = 'many': should be a valid integer"),
-        ("judge: number|judge: numbr", r"run\.yaml:4: unknown judge 'numbr' — did you mean 'number'\?"),
-        ("judge: number|judge: {use: number, tolerence: 1}", r"run\.yaml:4: .*tolerence.*did you mean .*tolerance"),
-        ("loop: rest_em|loop: rest_me", r"run\.yaml:1: unknown loop 'rest_me' — did you mean 'rest_em'\?"),
-        ("judge: number\n|", r"run\.yaml: judge is missing"),
-        ("rounds: 3|rounds: 3\nrounds: 4", r"run\.yaml:6:1: duplicate key rounds \(first on line 5\)"),
-        ("rounds: 3|\trounds: 3", r"run\.yaml:5:1: malformed YAML"),
-        ("rounds: 3|rounds: [3", r"run\.yaml:6:\d+: malformed YAML"),
-        ("model: some/model|model: sk-abcdefghijklmnop", r"run\.yaml:2: model holds what looks like a secret"),
-    ],
-)  # fmt: skip
-def test_mistakes_name_the_line_the_value_and_the_remedy(tmp_path, change, message):
-    old, new = change.split("|")
-    with pytest.raises(UsageError, match=message) as error:
-        load(write(tmp_path, BASE.replace(old, new, 1)))
+MISTAKES = [
+    # what stands there, what is written instead, line[:column], what the error says
+    ("rounds: 3", "ronds: 3", "5", "unknown key ronds — did you mean rounds?"),
+    (
+        "temperature: 0.7",
+        "temprature: 0.7",
+        "7",
+        "unknown key sampling.temprature — did you mean sampling.temperature?",
+    ),
+    ("rounds: 3", "rounds: -1", "5", "rounds = -1: should be greater than or equal to 1"),
+    (
+        "temperature: 0.7",
+        "temperature: .nan",
+        "7",
+        "sampling.temperature = nan: should be a finite number",
+    ),
+    ("max_tokens: 32", "max_tokens: 0", "8", "sampling.max_tokens = 0: should be greater than"),
+    ("rounds: 3", "rounds: many", "5", "rounds = 'many': should be a valid integer"),
+    ("judge: number", "judge: numbr", "4", "unknown judge 'numbr' — did you mean 'number'?"),
+    ("judge: number", "judge: {use: number, tolerence: 1}", "4", "no option 'tolerence'"),
+    ("loop: rest_em", "loop: rest_me", "1", "unknown loop 'rest_me' — did you mean 'rest_em'?"),
+    ("rounds: 3", "rounds: 3\nrounds: 4", "6:1", "duplicate key rounds (first on line 5)"),
+    ("rounds: 3", "\trounds: 3", "5:1", "malformed YAML"),
+    ("rounds: 3", "rounds: [3", "6", "malformed YAML"),
+    ("model: some/model", "model: sk-abcdefghijklmnop", "2", "holds what looks like a secret"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "line", "message"), MISTAKES, ids=lambda v: v[:24])
+def test_mistakes_name_the_line_the_value_and_the_remedy(tmp_path, old, new, line, message):
+    path = write(tmp_path, BASE.replace(old, new, 1))
+    with pytest.raises(UsageError) as error:
+        load(path)
+    text = str(error.value)
+    assert text.startswith(f"{path}:{line}:")
+    assert message in text
     assert error.value.exit_code == 2
-    assert "sk-abc" not in str(error.value)
+    assert "sk-abc" not in text
+
+
+def test_a_missing_key_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"run\.yaml: judge is missing"):
+        load(write(tmp_path, BASE.replace("judge: number\n", "")))
 
 
 def test_a_wrong_override_is_named(tmp_path):

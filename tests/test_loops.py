@@ -14,7 +14,7 @@ from tests.testbed.play import JUDGES
 
 
 def decode(tokens: list[int]) -> str:
-    return TOKENIZER.decode(tokens, skip_special_tokens=True).replace(" ", "")
+    return str(TOKENIZER.decode(tokens, skip_special_tokens=True)).replace(" ", "")
 
 
 def examples(run: ScriptedRun, round: int) -> list[tuple[str, str]]:
@@ -56,7 +56,7 @@ def test_rest_em_trains_from_the_base_and_samples_from_the_last_policy(tmp_path,
     )
     play_script(run)
     assert {Path(j.start_path).name for j in run.jobs} == {"model"}
-    assert [p for p, _ in run.sampler.asked][::3] == ["base", "round-1", "round-2", "round-3"]  # type: ignore[attr-defined]
+    assert [p for p, _ in run.asked][::3] == ["base", "round-1", "round-2", "round-3"]
     again = scripted_run(
         tmp_path, sums, lambda policy, text, k: str(eval(text[:-1])),
         rounds=2, samples_per_prompt=1, start="previous",
@@ -71,9 +71,9 @@ def test_rest_em_shots_are_sampled_under_but_not_trained_on(tmp_path, sums):
         rounds=1, samples_per_prompt=1, shots=[["2+2=", "4"]],
     )  # fmt: skip
     # The character template joins contents: 2+2= 4 1+2=
-    run.sampler.answer = lambda policy, text, k: str(eval(text.removeprefix("2+2=4")[:-1]))  # type: ignore[attr-defined]
+    run.scripted.answer = lambda policy, text, k: str(eval(text.removeprefix("2+2=4")[:-1]))
     play_script(run)
-    assert all(text.startswith("2+2=4") for _, text in run.sampler.asked)  # type: ignore[attr-defined]
+    assert all(text.startswith("2+2=4") for _, text in run.asked)
     assert examples(run, 0) == [("1+2=", "3"), ("12+34=", "46"), ("5+5=", "10")]
 
 
@@ -87,7 +87,7 @@ def test_star_rationalises_failures_and_removes_the_hint(tmp_path, sums):
         tmp_path, sums, answer, loop="star", rounds=3, hint="[{answer}]", first_steps=10, growth=1.5
     )
     play_script(run)
-    asked = [text for policy, text in run.sampler.asked if policy == "base"]  # type: ignore[attr-defined]
+    asked = [text for policy, text in run.asked if policy == "base"]
     assert sorted(asked) == sorted(["1+2=", "12+34=", "5+5=", "12+34=[46]", "5+5=[10]"])
     assert examples(run, 0) == [("1+2=", "1+2=3;3"), ("12+34=", "2+4=6,1+3=4;46")]
     assert [j.max_steps for j in run.jobs] == [10, 15, 22]
@@ -103,15 +103,15 @@ def test_star_without_rationalisation_never_hints(tmp_path, sums):
     )
     play_script(run)
     assert examples(run, 0) == [("1+2=", "3")]
-    assert len(run.sampler.asked) == 6  # type: ignore[attr-defined]
+    assert len(run.asked) == 6
 
 
 def test_star_arithmetic_schedule():
     from selfkd.loops.star import StarOptions
 
-    paper = StarOptions(first_steps=300, growth=1.0, added_steps=20)
+    paper = StarOptions.model_validate({"first_steps": 300, "growth": 1.0, "added_steps": 20})
     assert [paper.steps(i) for i in range(3)] == [300, 320, 340]
-    assert [StarOptions().steps(i) for i in range(4)] == [40, 48, 57, 69]
+    assert [StarOptions.model_validate({}).steps(i) for i in range(4)] == [40, 48, 57, 69]
 
 
 def test_rest_improves_several_times_on_one_grow_with_rising_thresholds(tmp_path):
@@ -124,7 +124,7 @@ def test_rest_improves_several_times_on_one_grow_with_rising_thresholds(tmp_path
     )  # fmt: skip
     play_script(run)
     assert [len(examples(run, r)) for r in range(4)] == [3, 2, 1, 3]
-    grown = [p for p, _ in run.sampler.asked][::4]  # type: ignore[attr-defined]
+    grown = [p for p, _ in run.asked][::4]
     assert grown == ["base", "round-3", "round-4"]  # two Grows, and the closing measurement
     assert [Path(j.start_path).name for j in run.jobs] == [
         "model",
@@ -140,7 +140,8 @@ def test_rest_first_threshold_is_at_least_the_mean_reward(tmp_path):
     texts = ["123", "124", "134", "999"]
     run = scripted_run(
         tmp_path, prompts, lambda policy, text, k: texts[k],
-        loop="rest", rounds=1, samples_per_prompt=4, thresholds=[0.0], judge=f"{JUDGES}:digit_share",
+        loop="rest", rounds=1, samples_per_prompt=4, thresholds=[0.0],
+        judge=f"{JUDGES}:digit_share",
     )  # fmt: skip
     play_script(run)
     assert [c for _, c in examples(run, 0)] == ["123", "124"]  # the mean is 0.5
@@ -173,7 +174,7 @@ def test_no_signal_stops_or_goes_on_with_the_same_policy(tmp_path, sums):
     )
     play_script(run)
     assert run.jobs == []
-    assert [p for p, _ in run.sampler.asked] == ["base"] * 18  # type: ignore[attr-defined]
+    assert [p for p, _ in run.asked] == ["base"] * 18
     assert [r["train"]["no_signal"] for r in round_rows(run.ledger.path)[:2]] == [True, True]
 
 

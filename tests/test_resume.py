@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -86,7 +87,7 @@ def snapshot(run: Path) -> dict[str, str]:
     return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
-def rows(run: Path, pattern: str, columns: list[str]) -> list[dict[str, object]]:
+def rows(run: Path, pattern: str, columns: list[str]) -> list[dict[str, Any]]:
     files = sorted(run.glob(f"rounds/{pattern}/[0-9]*.parquet"))
     return [row for f in files for row in pq.read_table(f, columns=columns).to_pylist()]
 
@@ -112,12 +113,15 @@ def test_sigkill_in_every_verb_loses_nothing(project, tmp_path):
     def recorded(pattern: str) -> Callable[[], bool]:
         return lambda: bool(list(run.glob(f"rounds/{pattern}")))
 
+    def trained_a_step() -> bool:
+        return any("loss" in p.read_text() for p in run.glob("rounds/000/*-train/log.jsonl"))
+
     moments = [
         ("evaluating the base", recorded("000/*-judge-heldout/step.json")),
         ("generating", recorded("000/*-generate/00001.parquet")),
         ("judging", recorded("000/*-judge/00003.parquet")),
         ("keeping", recorded("000/*-keep/step.json")),
-        ("training", lambda: "loss" in "".join(p.read_text() for p in run.glob("rounds/000/*-train/log.jsonl"))),
+        ("training", trained_a_step),
         ("evaluating", recorded("001/*-generate-heldout/00000.parquet")),
     ]  # fmt: skip
     states: list[tuple[str, dict[str, str], set[object], int]] = []

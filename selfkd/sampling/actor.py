@@ -12,6 +12,12 @@ from selfkd.sampling.base import Completion, Engine, Request, Sampling
 
 ShardRequests = tuple[int, tuple[Request, ...]]
 
+Canary = Sequence[tuple[Sequence[int], Sequence[float]]]
+"""(tokens, log-probabilities) of fixed sequences, as the trainer computed them."""
+
+CANARY_END = 40
+"""Tokens at the end of a canary that are scored one by one."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
@@ -43,28 +49,41 @@ class SamplerActor:
     def __init__(self, engine: EngineOptions, policy: str, path: str, seed: int) -> None:
         self._engine = _start(engine, policy, path, seed)
 
-    def load(self, policy: str, path: str) -> None:
-        """Hold the weights of `policy` from now on."""
+    def load(self, policy: str, path: str, canary: Canary) -> None:
+        """Hold the weights of `policy` from now on.
+
+        The canary is scored first, so that a prefix cache that outlives its weights shows later.
+        """
         if self._engine.policy != policy:
+            self._engine.logprobs(self._sequences(canary))
             self._engine.load(policy, path)
 
     def policy(self) -> str:
         """The policy whose weights are held."""
         return self._engine.policy
 
-    def canary(self, expected: Sequence[tuple[Sequence[int], Sequence[float]]]) -> float:
-        """Mean absolute difference, in nats, between this engine's log-probabilities and those
-        the trainer computed on the same checkpoint.
+    def canary(self, expected: Canary) -> float:
+        """Largest mean absolute difference, in nats, between this engine's log-probabilities of a
+        sequence and those the trainer computed on the same checkpoint.
 
-        The long sequence is scored twice: a stale prefix cache shows only on a repeat.
+        The end of each sequence is scored once more in the way completions are made, where cached
+        prefixes take part. Infinite where something is not a number.
         """
-        sequences = [list(tokens) for tokens, _ in expected]
-        worst = 0.0
-        for _ in range(2):
-            for got, (_, want) in zip(self._engine.logprobs(sequences), expected, strict=True):
-                difference = np.abs(np.array(got[1:]) - np.array(want[1:]))
-                worst = max(worst, float(np.mean(difference)))
-        return worst if np.isfinite(worst) else float("inf")
+        sequences = self._sequences(expected)
+        means = []
+        for tokens, got, (_, wanted) in zip(
+            sequences, self._engine.logprobs(sequences), expected, strict=True
+        ):
+            want = np.array(wanted[: len(tokens)])
+            count = min(CANARY_END, len(tokens) - 1)
+            last = self._engine.last_logprobs(tokens, count)
+            means.append(np.abs(np.array(got) - want).mean())
+            means.append(np.abs(np.array(last) - want[-count:]).mean())
+        return float(np.nan_to_num(np.max(means), nan=np.inf))
+
+    def _sequences(self, canary: Canary) -> list[list[int]]:
+        # One token less than the context: an engine writes one whenever it scores.
+        return [list(tokens[: self._engine.context - 1]) for tokens, _ in canary]
 
     def generate(
         self, policy: str, shards: Sequence[ShardRequests], sampling: Sampling

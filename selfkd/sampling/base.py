@@ -56,6 +56,8 @@ class Engine(Protocol):
     """
 
     policy: str
+    context: int
+    """Longest prompt plus completion, tokens."""
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling
@@ -77,7 +79,7 @@ class Engine(Protocol):
         """Log-probability of each token given those before it; entry 0 of each list is 0.0."""
         ...
 
-    def last_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """Log-probability of each sequence's last token, computed as completions are: what the
+    def last_logprobs(self, sequence: Sequence[int], count: int) -> list[float]:
+        """Log-probabilities of the last `count` tokens, each computed as in a completion: what the
         engine has cached of the tokens before it takes part."""
         ...

@@ -6,10 +6,15 @@ from typing import Any
 
 from selfkd.cluster import ActorLost, Check, Cluster, kill
 from selfkd.errors import DataError, InfrastructureError
-from selfkd.sampling.actor import EngineOptions, Progress, SamplerActor, Shard, ShardRequests
+from selfkd.sampling.actor import (
+    Canary,
+    EngineOptions,
+    Progress,
+    SamplerActor,
+    Shard,
+    ShardRequests,
+)
 from selfkd.sampling.base import Sampling
-
-Canary = Sequence[tuple[Sequence[int], Sequence[float]]]
 
 CANARY_LIMIT = {"float32": 0.02, "bfloat16": 0.15}
 """Largest mean difference in nats between sampler and trainer that still means the same weights.
@@ -70,6 +75,11 @@ class SamplerPool:
                         del owed[item.index]
                         failures = 0
                     yield item
+                if owed:
+                    raise InfrastructureError(
+                        f"the engine left {len(owed)} of {len(shards)} shards without an answer",
+                        where="engine",
+                    )
             except ActorLost as error:
                 failures += 1
                 self.restarts += 1
@@ -89,7 +99,8 @@ class SamplerPool:
         if fresh:
             self._start(policy, path)
         elif self._policy != policy:
-            self._get(self._actor.load.remote(policy, str(path)), f"weights of {policy}")
+            loading = self._actor.load.remote(policy, str(path), canary)
+            self._get(loading, f"the weights of {policy}")
             self._policy = policy
         else:
             return
@@ -100,6 +111,7 @@ class SamplerPool:
             self._start(policy, path)
             if self._matches(canary):
                 return
+        self.close()
         raise DataError(
             f"a fresh engine does not reproduce the trainer's log-probabilities of {policy}",
             where=str(path),

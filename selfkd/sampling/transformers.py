@@ -39,7 +39,7 @@ class TransformersEngine:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self._dtype = getattr(torch, compute_dtype(dtype))
         self._model = self._read(path)
-        self._context = getattr(self._model.config, "max_position_embeddings", None) or 2**31
+        self.context = getattr(self._model.config, "max_position_embeddings", None) or 2**31
         self._ends = _end_tokens(self._model.generation_config, self._tokenizer)
         # Its other defaults, such as a repetition penalty, would change what is drawn.
         self._model.generation_config = GenerationConfig()
@@ -56,7 +56,7 @@ class TransformersEngine:
         self._calls += 1
         torch.manual_seed(self._seed * 1_000_003 + self._calls)
         ranked = sorted(requests, key=lambda r: len(r.prompt_tokens))
-        fits = [r for r in ranked if len(r.prompt_tokens) < self._context]
+        fits = [r for r in ranked if len(r.prompt_tokens) < self.context]
         size = max(1, self._max_num_seqs // max((r.n for r in fits), default=1))
         for i in range(0, len(fits), size):
             yield from self._complete(fits[i : i + size], sampling)
@@ -131,9 +131,9 @@ class TransformersEngine:
         """Log-probability of each token given those before it; 0.0 for the first."""
         return [self._logprobs(list(sequence)) for sequence in sequences]
 
-    def last_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """Log-probability of each sequence's last token; nothing is cached here."""
-        return [values[-1] for values in self.logprobs(sequences)]
+    def last_logprobs(self, sequence: Sequence[int], count: int) -> list[float]:
+        """The end of `logprobs`: nothing is cached here."""
+        return self.logprobs([sequence])[0][-count:]
 
     def _logprobs(self, tokens: list[int]) -> list[float]:
         ids = torch.tensor([tokens], device=self._model.device)

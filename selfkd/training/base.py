@@ -1,9 +1,9 @@
 """What the engine asks of whatever updates a policy."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 
 class TrainOptions(BaseModel):
@@ -18,19 +18,28 @@ class TrainOptions(BaseModel):
     batch_size: int = Field(16, ge=1)
     """Examples per optimiser step."""
     micro_batch_size: int | None = Field(None, ge=1)
-    """Examples per forward pass; gradients accumulate up to batch_size. Default: batch_size."""
-    schedule: str = "linear"
-    """Learning-rate schedule, a transformers scheduler name."""
+    """Examples per forward pass, a divisor of batch_size; gradients accumulate up to batch_size.
+    Default: batch_size."""
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    """Learning-rate schedule after the warm-up."""
     warmup_ratio: float = Field(0.0, ge=0, lt=1)
     """Share of the steps that warm up."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW weight decay."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient clipping norm."""
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """float32 or bfloat16 autocast; auto takes bfloat16 where the hardware multiplies it fast."""
     lora_rank: int = Field(0, ge=0)
     """LoRA rank; 0 trains every weight. The adapter is merged into the policy that is saved."""
+
+    @field_validator("micro_batch_size")
+    @classmethod
+    def _divides(cls, value: int | None, info: ValidationInfo) -> int | None:
+        batch_size = info.data.get("batch_size")
+        if value and batch_size and batch_size % min(value, batch_size):
+            raise ValueError(f"it must divide batch_size, which is {batch_size}")
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,5 +83,5 @@ class Trainer(Protocol):
     """Lives in one actor process for the whole run."""
 
     def train(self, job: TrainJob) -> TrainReport:
-        """Train and save. Raises DataError on NaN loss or an empty set; out_dir is then unusable."""
+        """Train and save. Raises DataError on a NaN loss or an empty set, and saves nothing then."""
         ...

@@ -81,7 +81,8 @@ class WeightedSFTTrainer(SFTTrainer):
 
     def __init__(self, *args: Any, log_file: Path, seed: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._log_file = log_file.open("w", encoding="utf-8")
+        self._log_path = log_file
+        self._log_path.write_text("", encoding="utf-8")
         self._seed = seed
         self.tokens_seen = 0
         self.losses: list[float] = []
@@ -140,8 +141,8 @@ class WeightedSFTTrainer(SFTTrainer):
             "epoch": self.state.epoch,
             "tokens": self.tokens_seen,
         }
-        self._log_file.write(json.dumps(row) + "\n")
-        self._log_file.flush()
+        with self._log_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def _token_weights(batch: dict[str, Any]) -> torch.Tensor:

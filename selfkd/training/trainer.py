@@ -1,6 +1,8 @@
 """The trainer process: makes one policy out of another, and says how it did. Never loads vLLM."""
 
+import ctypes
 import gc
+import itertools
 import shutil
 import time
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ import torch
 
 from selfkd.errors import DataError
 from selfkd.hardware import compute_dtype, cores
+from selfkd.models import check_model_dir
 from selfkd.records import Example, read_rows
 from selfkd.training.base import TrainJob, TrainReport
 from selfkd.training.rounding import round_to_bfloat16
@@ -36,8 +39,8 @@ class LocalTrainer:
     def train(self, job: TrainJob) -> TrainReport:
         """Train on the job's examples and save the policy to `out_dir`.
 
-        Raises DataError for an empty set, Diverged for a loss or gradient that is not finite;
-        nothing is saved then.
+        Raises DataError for an empty set, UsageError for a start that is not a safe model
+        directory, Diverged for a loss or gradient that is not finite; nothing is saved then.
         """
         from transformers import AutoTokenizer, set_seed
 
@@ -45,12 +48,15 @@ class LocalTrainer:
         examples = [e for f in job.example_files for e in read_rows(pq.read_table(f), Example)]
         if not examples:
             raise DataError("there is no example to train on", where=job.example_files[0])
+        check_model_dir(Path(job.start_path))
         set_seed(job.seed)
         tokenizer = AutoTokenizer.from_pretrained(job.start_path)
         model = _load(job)
         trainer = _make_trainer(model, tokenizer, examples, job)
         trainer.train()
-        model = trainer.model.merge_and_unload() if job.options.lora_rank else model
+        # Without the wrapper that computes in the training's dtype.
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        model = model.merge_and_unload() if job.options.lora_rank else model
         dtype = compute_dtype(job.options.dtype)
         if dtype == "bfloat16":
             round_to_bfloat16(model, job.seed)
@@ -66,7 +72,7 @@ class LocalTrainer:
             canary=canary,
         )
         del trainer, model
-        gc.collect()
+        _give_back_memory()
         return report
 
 
@@ -97,10 +103,15 @@ def _load(job: TrainJob) -> Any:
 
 
 def _save(model: Any, job: TrainJob) -> None:
+    from transformers import GenerationConfig
+
     out = Path(job.out_dir)
-    # What transformers changed for training must not end up in the policy.
+    # What transformers changed for training must not end up in the policy, and the start's
+    # generation config is copied: some that are in use are refused by `save_pretrained`.
     model.config.use_cache = True
+    model.generation_config = GenerationConfig()
     model.save_pretrained(out)
+    (out / "generation_config.json").unlink()
     for file in Path(job.start_path).iterdir():
         own = (out / file.name).exists() or file.name == "MANIFEST.json"
         if file.is_file() and not own and not file.name.endswith(WEIGHTS):
@@ -111,15 +122,26 @@ def _save(model: Any, job: TrainJob) -> None:
 def _canary(
     model: Any, examples: Sequence[Example]
 ) -> tuple[tuple[tuple[int, ...], tuple[float, ...]], ...]:
-    """Log-probabilities, in float32, of a short and a long fixed sequence under `model`."""
-    first = [*examples[0].prompt_tokens, *examples[0].completion_tokens]
+    """Log-probabilities, in float32, of a short and a long sequence of what was trained on."""
     limit = min(CANARY_TOKENS, getattr(model.config, "max_position_embeddings", CANARY_TOKENS))
-    long = (first * (limit // len(first) + 1))[:limit]
+    cycle = (t for e in itertools.cycle(examples) for t in (*e.prompt_tokens, *e.completion_tokens))
+    long = tuple(itertools.islice(cycle, limit))
+    first = len(examples[0].prompt_tokens) + len(examples[0].completion_tokens)
     model.eval()
     pairs = []
-    for tokens in (first[:limit], long):
+    for tokens in (long[:first], long):
         ids = torch.tensor([tokens], device=model.device)
         log_probs = model(ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
         picked = log_probs.gather(1, ids[0, 1:, None]).squeeze(1)
-        pairs.append((tuple(tokens), (0.0, *picked.tolist())))
+        pairs.append((tokens, (0.0, *picked.tolist())))
     return tuple(pairs)
+
+
+def _give_back_memory() -> None:
+    """Return what the training used to the system, for the sampler."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    # The C library keeps freed memory for itself, gigabytes of it after a training on CPU.
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)

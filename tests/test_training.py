@@ -1,0 +1,288 @@
+"""The trainer against a plain loop in torch, on a tiny model."""
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from selfkd.errors import DataError, Diverged, UsageError
+from selfkd.records import EXAMPLES, Example, rows_table
+from selfkd.training.base import TrainJob, TrainOptions
+from selfkd.training.sft import Collator, SimilarLengths
+from selfkd.training.trainer import LocalTrainer
+
+END = 1
+LENGTHS = [(5, 9), (20, 3), (11, 11), (2, 30), (8, 1), (16, 14)]
+"""Tokens of prompt and completion."""
+
+
+def examples() -> list[Example]:
+    """Six examples of random tokens, of various lengths and weights."""
+    draw = torch.Generator().manual_seed(7)
+    rows = []
+    for i, (prompt, completion) in enumerate(LENGTHS):
+        tokens = torch.randint(2, 258, (prompt + completion,), generator=draw).tolist()
+        tokens[-1] = END
+        ids = (tuple(tokens[:prompt]), tuple(tokens[prompt:]))
+        rows.append(Example(f"e{i}", f"p{i}", (f"s{i}",), *ids, weight=[1.0, 0.25, 2.0][i % 3]))
+    return rows
+
+
+def job(folder: Path, start: Path, rows: Sequence[Example], **options: object) -> TrainJob:
+    """A job that writes to `folder`/policy; float32 and no warm-up unless `options` say more."""
+    out = folder / "policy"
+    out.mkdir(parents=True)
+    pq.write_table(rows_table(rows, EXAMPLES), folder / "examples.parquet")
+    plain = {"learning_rate": 1e-2, "batch_size": 8, "epochs": 3, "dtype": "float32"}
+    return TrainJob(
+        objective="sft",
+        objective_options={},
+        example_files=(str(folder / "examples.parquet"),),
+        start_path=str(start),
+        out_dir=str(out),
+        log_file=str(folder / "log.jsonl"),
+        seed=3,
+        options=TrainOptions.model_validate(plain | {"warmup_ratio": 0.0} | options),
+    )
+
+
+def log_of(task: TrainJob) -> list[dict[str, float]]:
+    return [json.loads(line) for line in Path(task.log_file).read_text().splitlines()]
+
+
+def logprobs(path: str | Path, tokens: Sequence[int]) -> list[float]:
+    """Log-probability of each token but the first, as transformers gives it in float32."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(torch.tensor([tokens])).logits[0, :-1]
+    return logits.log_softmax(-1)[range(len(tokens) - 1), list(tokens[1:])].tolist()
+
+
+def plain_loop(start: Path, rows: Sequence[Example], steps: int, rate: float) -> list[float]:
+    """Losses of full-batch training, written down from the definition: one row at a time."""
+    model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
+    losses = []
+    for step in range(steps):
+        total = torch.tensor(0.0)
+        weight = 0.0
+        for row in rows:
+            ids = torch.tensor([*row.prompt_tokens, *row.completion_tokens])
+            logits = model(ids[None]).logits[0]
+            start = len(row.prompt_tokens)
+            nll = cross_entropy(logits[start - 1 : -1], ids[start:], reduction="sum")
+            total = total + row.weight * nll
+            weight += row.weight * len(row.completion_tokens)
+        loss = total / weight
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.param_groups[0]["lr"] = rate * (1 - step / steps)
+        optimiser.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory):
+    """One training of the six examples, full batch, three steps."""
+    task = job(tmp_path_factory.mktemp("trained"), tiny_model, examples())
+    return task, LocalTrainer().train(task)
+
+
+def test_losses_equal_those_of_a_plain_loop(tiny_model: Path, trained: tuple) -> None:
+    task, report = trained
+    expected = plain_loop(tiny_model, examples(), steps=3, rate=1e-2)
+    assert [row["loss"] for row in log_of(task)] == pytest.approx(expected, rel=1e-5)
+    assert (report.loss_first, report.loss_last) == pytest.approx((expected[0], expected[-1]))
+    assert expected[-1] < expected[0] - 0.5
+
+
+def test_the_log_says_what_each_step_did(trained: tuple) -> None:
+    task, report = trained
+    rows = log_of(task)
+    once = sum(map(sum, LENGTHS))
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["tokens"] for row in rows] == [once, 2 * once, 3 * once]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([1e-2, 2e-2 / 3, 1e-2 / 3])
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert all(row["total_steps"] == 3 and row["grad_norm"] > 0 for row in rows)
+    assert (report.steps, report.examples, report.tokens) == (3, 6, 3 * once)
+
+
+def test_the_saved_policy_is_the_trained_model(tiny_model: Path, trained: tuple) -> None:
+    task, report = trained
+    saved, start = load_file(Path(task.out_dir) / "model.safetensors"), Path(task.start_path)
+    assert saved.keys() == load_file(start / "model.safetensors").keys()
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        assert (Path(task.out_dir) / name).read_bytes() == (tiny_model / name).read_bytes()
+    assert AutoTokenizer.from_pretrained(task.out_dir).eos_token_id == END
+    (short, short_logprobs), (long, long_logprobs) = report.canary
+    assert len(short) < 128 < len(long)
+    assert logprobs(task.out_dir, short) == pytest.approx(short_logprobs[1:], abs=1e-4)
+    assert logprobs(task.out_dir, long) == pytest.approx(long_logprobs[1:], abs=1e-4)
+    before = torch.tensor(logprobs(start, short))
+    assert (before - torch.tensor(short_logprobs[1:])).abs().mean() > 0.5
+
+
+def test_the_next_round_starts_from_the_saved_policy(trained: tuple, tmp_path: Path) -> None:
+    first, _ = trained
+    second = job(tmp_path, Path(first.out_dir), examples())
+    report = LocalTrainer().train(second)
+    assert report.loss_first == pytest.approx(
+        plain_loop(Path(first.out_dir), examples(), steps=1, rate=1e-2)[0], rel=1e-5
+    )
+
+
+def test_micro_batches_add_up_to_the_same_step(
+    tiny_model: Path, trained: tuple, tmp_path: Path
+) -> None:
+    whole, _ = trained
+    task = job(tmp_path, tiny_model, examples(), micro_batch_size=2)
+    LocalTrainer().train(task)
+    losses = [[row["loss"] for row in log_of(t)] for t in (whole, task)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    one, other = (load_file(Path(t.out_dir) / "model.safetensors") for t in (whole, task))
+    for name, weight in one.items():
+        torch.testing.assert_close(other[name], weight, atol=1e-3, rtol=1e-3)
+
+
+def test_a_micro_batch_that_does_not_divide_the_batch_is_refused() -> None:
+    with pytest.raises(ValidationError, match="micro_batch_size"):
+        TrainOptions(batch_size=16, micro_batch_size=5)
+
+
+def test_an_adapter_is_merged_into_the_policy(tiny_model: Path, tmp_path: Path) -> None:
+    task = job(tmp_path, tiny_model, examples(), lora_rank=4)
+    report = LocalTrainer().train(task)
+    start = load_file(tiny_model / "model.safetensors")
+    saved = load_file(Path(task.out_dir) / "model.safetensors")
+    changed = {name for name in start if not torch.equal(start[name], saved[name])}
+    assert saved.keys() == start.keys()
+    assert "model.layers.0.self_attn.q_proj.weight" in changed
+    assert "model.embed_tokens.weight" not in changed
+    assert not list(Path(task.out_dir).glob("adapter*"))
+    assert report.loss_last < report.loss_first
+    for tokens, expected in report.canary:
+        assert logprobs(task.out_dir, tokens) == pytest.approx(expected[1:], abs=1e-4)
+
+
+def test_bfloat16_trains_as_float32_does_and_is_stored_so(
+    tiny_model: Path, trained: tuple, tmp_path: Path
+) -> None:
+    task = job(tmp_path, tiny_model, examples(), dtype="bfloat16")
+    report = LocalTrainer().train(task)
+    assert report.loss_first == pytest.approx(trained[1].loss_first, rel=0.02)
+    assert report.loss_last == pytest.approx(trained[1].loss_last, rel=0.05)
+    saved = load_file(Path(task.out_dir) / "model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.bfloat16}
+    for tokens, expected in report.canary:
+        assert logprobs(task.out_dir, tokens) == pytest.approx(expected[1:], abs=1e-4)
+
+
+@pytest.mark.parametrize("micro", [None, 2])
+def test_one_example_and_a_batch_larger_than_the_set(
+    tiny_model: Path, tmp_path: Path, micro: int | None
+) -> None:
+    task = job(tmp_path, tiny_model, examples()[:1], epochs=2, micro_batch_size=micro)
+    report = LocalTrainer().train(task)
+    assert (report.steps, report.examples, report.tokens) == (2, 1, 2 * sum(LENGTHS[0]))
+    assert report.loss_last < report.loss_first
+
+
+def test_steps_override_epochs(tiny_model: Path, tmp_path: Path) -> None:
+    task = job(tmp_path, tiny_model, examples(), batch_size=4)
+    report = LocalTrainer().train(replace(task, max_steps=5))
+    assert report.steps == 5
+    assert [row["total_steps"] for row in log_of(task)] == [5] * 5
+    assert log_of(task)[-1]["epoch"] > 2
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_unsaved(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    task = job(tmp_path, tiny_model, examples(), learning_rate=1e30)
+    with pytest.raises(Diverged, match=r"at step [23]\b"):
+        LocalTrainer().train(task)
+    assert not list(Path(task.out_dir).iterdir())
+    assert all(math.isfinite(row["loss"]) for row in log_of(task))
+
+
+def test_a_broken_start_is_noticed_in_the_first_step(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "broken")
+    weights = load_file(tiny_model / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataError, match="loss is nan at step 1"):
+        LocalTrainer().train(job(tmp_path, tmp_path / "broken", examples()))
+
+
+def test_an_empty_set_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no example"):
+        LocalTrainer().train(job(tmp_path, tiny_model, []))
+
+
+def test_pickled_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "old", ignore=shutil.ignore_patterns("*.safetensors"))
+    weights = load_file(tiny_model / "model.safetensors")
+    torch.save(weights, tmp_path / "old" / "pytorch_model.bin")
+    with pytest.raises(UsageError, match="pickle"):
+        LocalTrainer().train(job(tmp_path, tmp_path / "old", examples()))
+
+
+def test_a_generation_config_that_transformers_would_not_save_is_kept(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "start")
+    file = tmp_path / "start" / "generation_config.json"
+    text = json.dumps({"eos_token_id": END, "do_sample": False, "temperature": 0.6})
+    file.write_text(text)
+    task = job(tmp_path, tmp_path / "start", examples(), epochs=1)
+    LocalTrainer().train(task)
+    assert (Path(task.out_dir) / "generation_config.json").read_text() == text
+
+
+def test_the_same_seed_trains_the_same_policy(tiny_model: Path, tmp_path: Path) -> None:
+    tasks = [
+        replace(job(tmp_path / name, tiny_model, examples(), batch_size=2), seed=seed)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    for task in tasks:
+        LocalTrainer().train(task)
+    assert log_of(tasks[0]) == log_of(tasks[1]) != log_of(tasks[2])
+    one, same, other = (load_file(Path(t.out_dir) / "model.safetensors") for t in tasks)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["model.norm.weight"], other["model.norm.weight"])
+
+
+def test_only_completions_are_labelled() -> None:
+    rows = [
+        {"input_ids": [5, 6, 7, 1], "prompt_length": 2, "weight": 1.0},
+        {"input_ids": [8, 1], "prompt_length": 1, "weight": 0.5},
+    ]
+    batch = Collator(pad_token_id=1)(rows)
+    assert batch["labels"].tolist() == [[-100, -100, 7, 1], [-100, 1, -100, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+
+
+def test_batches_hold_similar_lengths_in_another_order_each_epoch() -> None:
+    lengths = torch.randint(20, 200, (203,), generator=torch.Generator().manual_seed(0)).tolist()
+    sampler = SimilarLengths(lengths, batch_size=16, seed=5)
+    first, second = list(sampler), list(sampler)
+    assert sorted(first) == sorted(second) == list(range(203))
+    assert first != second
+    assert first == list(SimilarLengths(lengths, batch_size=16, seed=5))
+    batches = [[lengths[i] for i in first[k : k + 16]] for k in range(0, 203, 16)]
+    padded = sum(max(batch) * len(batch) for batch in batches)
+    assert sum(lengths) / padded > 0.9
+    assert [len(batch) for batch in batches] == [16] * 12 + [11]
