@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from selfkd.errors import UsageError
 from selfkd.judging import JudgeSpec, resolve_judge
+from selfkd.options import Options
 from selfkd.plugins import LoopPlugin, absolute_spec, find_loop
 from selfkd.prompts import PromptOptions
 from selfkd.sampling.base import Sampling
@@ -29,13 +30,7 @@ SHORTHAND = {"prompts": "source", "judge": "use", "gold_judge": "use", "cluster"
 SECRET = re.compile(r"\b(sk-[A-Za-z0-9_-]{8,}|hf_[A-Za-z0-9]{16,})")
 
 
-class Section(BaseModel):
-    """Base of every part of a config: frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class LoopOptions(Section):
+class LoopOptions(Options):
     """Base of a loop's own options."""
 
     rounds: int = Field(4, ge=1)
@@ -46,7 +41,7 @@ class LoopOptions(Section):
         return prompts * getattr(self, "samples_per_prompt", 1)
 
 
-class EngineConfig(Section):
+class EngineConfig(Options):
     """The process that samples."""
 
     kind: Literal["auto", "vllm", "transformers"] = "auto"
@@ -69,7 +64,7 @@ class EngineConfig(Section):
     """Longest start of the engine, seconds."""
 
 
-class JudgingConfig(Section):
+class JudgingConfig(Options):
     """The processes that judge."""
 
     workers: int = Field(1, ge=1)
@@ -80,7 +75,7 @@ class JudgingConfig(Section):
     """Share of errors and time-outs above which the run stops."""
 
 
-class ClusterConfig(Section):
+class ClusterConfig(Options):
     """The Ray cluster and what each process asks of it."""
 
     address: str = "local"
@@ -93,7 +88,7 @@ class ClusterConfig(Section):
     """Longest wait for the cluster to place a process, seconds."""
 
 
-class GateConfig(Section):
+class GateConfig(Options):
     """Whether a policy that measures worse on held-out prompts may stay."""
 
     mode: Literal["auto", "off"] = "auto"
@@ -109,7 +104,7 @@ class GateConfig(Section):
         return "off" if value is False else value  # YAML reads a bare off as false
 
 
-class Config(Section):
+class Config(Options):
     """The engine's part of a config; the loop's options stand beside these keys."""
 
     loop: str

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
 from selfkd.errors import DataError, UsageError
+from selfkd.options import Options
 from selfkd.plugins import JudgePlugin, absolute_spec, find_judge
 from selfkd.records import Verdict, content_hash
 
@@ -28,10 +29,8 @@ FAILURES = ("error", "timeout")
 """Statuses that mean the judge broke; the others that give no reward are judgements."""
 
 
-class JudgeOptions(BaseModel):
+class JudgeOptions(Options):
     """Base of a judge's options: frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)

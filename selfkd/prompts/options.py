@@ -2,16 +2,16 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from selfkd.options import Options
 
 
-class PromptOptions(BaseModel):
+class PromptOptions(Options):
     """Where prompts come from and how they are used (config section `prompts`).
 
     A string stands for `{source: ...}`.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     source: str = Field(min_length=1)
     """A .jsonl, .parquet or .csv file, a data set (org/name or a directory), reasoning_gym:TASK."""

@@ -4,15 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from selfkd.options import Options
 from selfkd.records import Finish
 
 
-class Sampling(BaseModel):
+class Sampling(Options):
     """How completions are drawn. Temperature 0 is greedy."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     temperature: float = Field(1.0, ge=0, le=10, allow_inf_nan=False)
     """Softmax temperature; 0 takes the likeliest token."""

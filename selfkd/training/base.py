@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
+
+from selfkd.options import Options
 
 
-class TrainOptions(BaseModel):
+class TrainOptions(Options):
     """Optimiser settings shared by every objective (config section `train`)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     learning_rate: float = Field(2e-5, gt=0, allow_inf_nan=False)
     """Peak learning rate."""
@@ -83,5 +83,5 @@ class Trainer(Protocol):
     """Lives in one actor process for the whole run."""
 
     def train(self, job: TrainJob) -> TrainReport:
-        """Train and save. Raises DataError on a NaN loss or an empty set, and saves nothing then."""
+        """Train and save; DataError on a NaN loss or an empty set, and nothing is saved then."""
         ...

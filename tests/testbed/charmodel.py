@@ -3,7 +3,6 @@
 import string
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer
