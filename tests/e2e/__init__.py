@@ -1,0 +1,1 @@
+"""Whole runs on real parts: a pretrained model, vLLM, Ray, TRL."""
