@@ -248,22 +248,24 @@ def _execute(path: Path, resolved: Any, json_events: bool, skip_bad: bool) -> No
 
     try:
         with make_reporter(json_events) as reporter:
-            execute(path, resolved, reporter, skip_bad=skip_bad)
+            best = execute(path, resolved, reporter, skip_bad=skip_bad)
     except SelfkdError as error:
         if error.exit_code in (3, 4, 5):
             error.resume = f"selfkd resume {path}"
         raise
     if not json_events:
-        print(_closing(path))
+        print(_closing(path, best))
 
 
-def _closing(path: Path) -> str:
+def _closing(path: Path, best: str) -> str:
+    from selfkd.ledger import policy_dir
     from selfkd.metrics import curves_document
     from selfkd.viewer.plots import terminal_curves
 
     drawn = terminal_curves([curves_document(path)], color=_colour())
+    where = "nothing better than the base" if best == "base" else policy_dir(path, best)
     return (
-        f"{drawn}\n\nThe run is in {path}. Look closer with\n"
+        f"{drawn}\n\nThe run is in {path}; its best policy: {where}. Look closer with\n"
         f"  selfkd show {path} --round 1 --dropped\n"
         f"  selfkd curves {path} --png curves.png\n"
         f"  selfkd fork {path} --round 2 train.learning_rate=1e-5"

@@ -35,6 +35,8 @@ class Cluster:
         os.environ.setdefault("RAY_worker_niceness", "0")
         import ray
 
+        # Its warnings are about itself (token authentication is on); errors are raised.
+        logging.getLogger("ray").setLevel(logging.ERROR)
         options: dict[str, Any] = {"namespace": f"selfkd-{os.getpid()}", "log_to_driver": False}
         if self.address == "local":
             options |= {"address": "local", "num_cpus": cores(), "include_dashboard": False}

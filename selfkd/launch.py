@@ -101,8 +101,8 @@ def fork_run(path: Path, round: int, name: str | None, overrides: Sequence[str] 
     return target
 
 
-def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: bool = False) -> None:
-    """Run the loop to its end in the run directory `path`.
+def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: bool = False) -> str:
+    """Run the loop to its end in the run directory `path`; the name of the best policy.
 
     Everything recorded is replayed, so this is also how a run is resumed. Raises Stopped on a
     requested stop; every other SelfkdError is recorded as `run_failed` first.
@@ -125,7 +125,9 @@ def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: boo
                 except EndOfRun as end:
                     reason = end.reason
                 run.finish()
-                run.emit("run_finished", seconds=time.monotonic() - started, reason=reason)
+                seconds = time.monotonic() - started
+                run.emit("run_finished", seconds=seconds, reason=reason, best=run.standing)
+                return run.standing
         except Stopped as error:
             ledger.event("stopped", reason=error.message)
             raise

@@ -192,7 +192,7 @@ class Ledger:
 
     def policy_dir(self, policy: str) -> Path:
         """Directory of one trained policy."""
-        return self.path / "policies" / f"round-{int(policy.removeprefix('round-')):03d}"
+        return policy_dir(self.path, policy)
 
     def step(self, round: int, verb: str, label: str, args: Mapping[str, Any]) -> Step:
         """Open the next step of a round: new, unfinished or finished.
@@ -286,6 +286,11 @@ class Ledger:
         except OSError as error:
             raise disk_error(error, path) from error
         return row
+
+
+def policy_dir(run: Path, policy: str) -> Path:
+    """Where a run keeps the policy `round-N`."""
+    return run / "policies" / f"round-{int(policy.removeprefix('round-')):03d}"
 
 
 def make_directory(path: Path) -> None:

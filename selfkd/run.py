@@ -225,6 +225,11 @@ class Run:
         )
         self._check_stop()
 
+    @property
+    def standing(self) -> str:
+        """The policy that the run stands by: the best on held-out, or else the newest."""
+        return self.best if self._heldout_rewards else self.newest
+
     def finish(self) -> None:
         """Close the round that the loop ended in, and the one after it where its policy was
         already measured."""
