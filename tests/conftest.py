@@ -1,5 +1,6 @@
 """Models that several test files use: a tiny random one, and the real one of the demo."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,8 @@ import pytest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from selfkd.cluster import Cluster
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -39,8 +42,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         initializer_range=0.2,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=1,
+        pad_token_id=1,
     )
     LlamaForCausalLM(config).save_pretrained(path)
     return path
@@ -74,3 +77,12 @@ def smollm2() -> Path:
     from selfkd.models import pull
 
     return pull("SmolLM2-135M-Instruct")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> "Iterator[Cluster]":
+    """Ray on this machine."""
+    from selfkd.cluster import Cluster
+
+    with Cluster("local", timeout=60) as started:
+        yield started

@@ -1,377 +1,277 @@
-"""The transformers engine against hand-written decoding, and the pool when its engine dies."""
+"""The transformers engine on a tiny model, and the pool that keeps an engine alive."""
 
 import json
 import os
-import shutil
 import signal
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfkd.cluster import Cluster
 from selfkd.errors import DataError, InfrastructureError
-from selfkd.sampling import pool as pool_module
-from selfkd.sampling.actor import EngineOptions, Progress, SamplerActor, Shard, ShardRequests
+from selfkd.sampling.actor import EngineOptions, SamplerActor, Shard
 from selfkd.sampling.base import Completion, Request, Sampling
 from selfkd.sampling.pool import SamplerPool
 from selfkd.sampling.transformers import TransformersEngine
+from tests.engines import Weights, canary_of, drawn, edited, inside, make_pool, process
 
 END = 1
-GREEDY = Sampling(temperature=0, max_tokens=24)
+PROMPTS = [tuple(range(10 + i, 10 + i + length)) for i, length in enumerate((3, 12, 7, 25))]
+REQUESTS = [Request(f"r{i}", prompt, n=1) for i, prompt in enumerate(PROMPTS)]
+CANARY = list(PROMPTS[3])
+GREEDY = drawn(temperature=0.0, max_tokens=12)
 
 
-def prompt(text: str) -> tuple[int, ...]:
-    """One token a byte; tokens 0 and 1 are the marks of a turn."""
-    return tuple(2 + ord(c) % 200 for c in text)
-
-
-PROMPTS = [prompt(t) for t in ("a", "the cat", "two and two", "something rather longer", "xyz")]
-
-
-def engine_at(path: Path, **options: Any) -> TransformersEngine:
+def engine(path: Path, **options: int) -> TransformersEngine:
     return TransformersEngine("base", str(path), dtype="float32", **options)
 
 
-def answers(
-    engine: TransformersEngine, prompts: Sequence[Sequence[int]], sampling: Sampling, n: int = 1
-) -> list[list[Completion]]:
-    requests = [Request(str(i), tuple(p), n) for i, p in enumerate(prompts)]
-    found = dict(engine.generate(requests, sampling))
-    assert set(found) == {r.id for r in requests}
-    return [found[r.id] for r in requests]
+def complete(
+    sampler: TransformersEngine, requests: list[Request], sampling: Sampling
+) -> dict[str, list[Completion]]:
+    answers = list(sampler.generate(requests, sampling))
+    assert len(answers) == len(dict(answers))
+    return dict(answers)
 
 
-@cache
-def reference(path: Path) -> Any:
-    """The model as transformers loads it."""
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+def greedy_by_hand(path: Path, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + count and tokens[-1] != END:
+        tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    return tuple(tokens[len(prompt) :])
 
 
-def argmax_loop(path: Path, tokens: Sequence[int], limit: int) -> tuple[int, ...]:
-    """Greedy decoding without cache, padding or batches."""
-    model = reference(path)
-    ids = list(tokens)
-    with torch.no_grad():
-        for _ in range(limit):
-            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-            if ids[-1] == END:
-                break
-    return tuple(ids[len(tokens) :])
+def test_greedy_completions_of_a_padded_batch_are_those_of_each_prompt(tiny_model: Path) -> None:
+    answers = complete(engine(tiny_model), REQUESTS, GREEDY)
+    for request in REQUESTS:
+        (completion,) = answers[request.id]
+        assert completion.tokens == greedy_by_hand(tiny_model, request.prompt_tokens, 12)
 
 
-def changed_copy(source: Path, target: Path, **tensors: Any) -> Path:
-    """A model directory with other weights: `name=None` leaves a tensor out, a function maps it."""
-    shutil.copytree(source, target)
-    weights = load_file(source / "model.safetensors")
-    for name, change in tensors.items():
-        old = weights.pop(name)
-        if change is not None:
-            weights[name] = change(old).contiguous()
-    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    return target
-
-
-@pytest.fixture(scope="module")
-def talkative(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model, so that some of its samples end by themselves and others do not."""
-    folder = tmp_path_factory.mktemp("talkative") / "model"
-    return changed_copy(tiny_model, folder, **{EMBEDDING: _favour_end})
-
-
-EMBEDDING = "model.embed_tokens.weight"
-
-
-def _favour_end(weight: torch.Tensor) -> torch.Tensor:
-    weight = weight.clone()
-    weight[END] *= 2.5
-    return weight
-
-
-# -- the engine -----------------------------------------------------------------------------------
-
-
-def test_greedy_equals_an_argmax_loop_however_batched(tiny_model: Path) -> None:
-    expected = [argmax_loop(tiny_model, p, 24) for p in PROMPTS]
-    assert len(set(expected)) == len(PROMPTS)
-    together = answers(engine_at(tiny_model), PROMPTS, GREEDY)
-    alone = answers(engine_at(tiny_model, max_num_seqs=1), PROMPTS, GREEDY)
-    assert [c.tokens for (c,) in together] == expected
-    assert [c.tokens for (c,) in alone] == expected
-
-
-def test_ends_are_told_apart_and_the_end_token_is_kept(talkative: Path) -> None:
-    completions = [
-        c
-        for row in answers(engine_at(talkative), PROMPTS, Sampling(max_tokens=24), n=8)
-        for c in row
-    ]
-    assert len(completions) == 8 * len(PROMPTS)
+def test_finish_and_end_token_agree(tiny_model: Path) -> None:
+    requests = [Request(f"r{i}", prompt, n=16) for i, prompt in enumerate(PROMPTS)]
+    answers = complete(engine(tiny_model), requests, drawn(temperature=3.0, max_tokens=40))
+    completions = [c for r in requests for c in answers[r.id]]
+    assert [len(answers[r.id]) for r in requests] == [16] * 4
     assert {c.finish for c in completions} == {"stop", "length"}
     for c in completions:
-        assert (END in c.tokens) == (c.finish == "stop")
         assert END not in c.tokens[:-1]
-        assert c.finish == "stop" or len(c.tokens) == 24
+        assert (c.finish == "stop") == (c.tokens[-1] == END)
+        assert c.finish == "stop" or len(c.tokens) == 40
         assert "<|im_end|>" not in c.text
 
 
-def test_a_stop_string_ends_tokens_and_text(tiny_model: Path) -> None:
+def test_a_stop_string_ends_a_row_and_only_that_row(tiny_model: Path) -> None:
+    sampler = engine(tiny_model)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    plain = [c for (c,) in answers(engine_at(tiny_model), PROMPTS, GREEDY)]
-    stops = tuple(tokenizer.decode([c.tokens[k]]) for c, k in zip(plain[:2], (5, 2), strict=True))
-    sampling = GREEDY.model_copy(update={"stop": stops})
-    stopped = [c for (c,) in answers(engine_at(tiny_model), PROMPTS, sampling)]
-    assert any(c.finish == "stop" and c.tokens[-1] != END for c in stopped)
-    for before, after in zip(plain, stopped, strict=True):
-        assert before.tokens[: len(after.tokens)] == after.tokens
-        cuts = [before.text.find(s) for s in stops if s in before.text]
-        assert after.text == (before.text[: min(cuts)] if cuts else before.text)
-        if cuts:
-            assert after.finish == "stop"
-            assert any(tokenizer.decode(after.tokens).endswith(s) for s in stops)
+    free = complete(sampler, REQUESTS, GREEDY)
+    whole = free["r1"][0]
+    stop = tokenizer.decode(list(whole.tokens[3:5]))
+    assert stop.isprintable() and all(stop not in free[r][0].text for r in ("r0", "r2", "r3"))
+    stopped = complete(sampler, REQUESTS, GREEDY.model_copy(update={"stop": (stop,)}))
+    cut = stopped.pop("r1")[0]
+    assert cut == Completion(whole.text[: whole.text.index(stop)], whole.tokens[:5], "stop")
+    assert all(stopped[r] == free[r] for r in stopped)
 
 
-def test_samples_depend_on_seed_and_call_alone(tiny_model: Path) -> None:
-    def two_calls(seed: int) -> list[Any]:
-        engine = engine_at(tiny_model, seed=seed)
-        return [answers(engine, PROMPTS, Sampling(max_tokens=8), n=2) for _ in range(2)]
-
-    first, again, other = two_calls(1), two_calls(1), two_calls(2)
-    assert first == again
-    assert first[0] != first[1]
-    assert first[0] != other[0]
-    one, two = first[0][0]
-    assert one != two
+def test_results_follow_from_seed_and_call_number(tiny_model: Path) -> None:
+    warm = drawn(temperature=1.0, max_tokens=12)
+    one, same, other = (engine(tiny_model, seed=seed) for seed in (1, 1, 2))
+    first, second = complete(one, REQUESTS, warm), complete(one, REQUESTS, warm)
+    assert first == complete(same, REQUESTS, warm)
+    assert second == complete(same, REQUESTS, warm)
+    assert first != second
+    assert first != complete(other, REQUESTS, warm)
 
 
-def test_draws_follow_the_models_distribution_whatever_its_defaults(
+def test_the_likeliest_token_alone_is_greedy(tiny_model: Path) -> None:
+    sampler = engine(tiny_model)
+    narrow = drawn(temperature=5.0, top_k=1, max_tokens=12)
+    assert complete(sampler, REQUESTS, narrow) == complete(sampler, REQUESTS, GREEDY)
+
+
+def test_defaults_of_the_model_do_not_change_what_is_drawn(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(tiny_model, tmp_path / "picky")
-    defaults = {
-        "eos_token_id": END,
-        "do_sample": True,
-        "top_k": 2,
-        "top_p": 0.5,
-        "temperature": 0.2,
-        "repetition_penalty": 3.0,
-        "max_new_tokens": 3,
-    }
-    (tmp_path / "picky" / "generation_config.json").write_text(json.dumps(defaults))
-    engine = engine_at(tmp_path / "picky", max_num_seqs=4096)
-    greedy = [c for (c,) in answers(engine, PROMPTS, GREEDY)]
-    assert [c.tokens for c in greedy] == [argmax_loop(tiny_model, p, 24) for p in PROMPTS]
-    (drawn,) = answers(engine, [PROMPTS[1]], Sampling(max_tokens=1), n=4000)
-    with torch.no_grad():
-        expected = reference(tiny_model)(torch.tensor([PROMPTS[1]])).logits[0, -1].softmax(-1)
-    seen = torch.zeros_like(expected)
-    for completion in drawn:
-        seen[completion.tokens[0]] += 1 / 4000
-    assert (seen > 0).sum() > 50
-    assert (seen - expected).abs().sum() / 2 < 0.12  # total variation; about 0.07 by chance
+    biased = edited(tiny_model, tmp_path, lambda weights: None)
+    defaults = {"eos_token_id": END, "repetition_penalty": 5.0, "min_new_tokens": 9}
+    (biased / "generation_config.json").write_text(json.dumps(defaults))
+    answers = complete(engine(biased), REQUESTS, GREEDY)
+    assert answers == complete(engine(tiny_model), REQUESTS, GREEDY)
 
 
-def test_top_k_and_top_p_restrict_the_draws(tiny_model: Path) -> None:
-    engine = engine_at(tiny_model)
-    (few,) = answers(engine, [PROMPTS[1]], Sampling(max_tokens=1, top_k=3), n=200)
-    (nucleus,) = answers(engine, [PROMPTS[1]], Sampling(max_tokens=1, top_p=1e-6), n=50)
-    assert len({c.tokens for c in few}) == 3
-    assert {c.tokens for c in nucleus} == {argmax_loop(tiny_model, PROMPTS[1], 1)}
+def test_more_requests_than_fit_are_answered_in_turns(tiny_model: Path) -> None:
+    answers = complete(engine(tiny_model, max_num_seqs=2), REQUESTS, GREEDY)
+    assert answers == complete(engine(tiny_model), REQUESTS, GREEDY)
 
 
-def test_logprobs_are_those_of_the_definition(tiny_model: Path) -> None:
-    model, engine = reference(tiny_model), engine_at(tiny_model)
-    for tokens, got in zip(PROMPTS, engine.logprobs(PROMPTS), strict=True):
-        assert got[0] == 0.0
-        for k in range(1, len(tokens)):
-            with torch.no_grad():
-                logits = model(torch.tensor([tokens[:k]])).logits[0, -1]
-            assert got[k] == pytest.approx(logits.log_softmax(-1)[tokens[k]].item(), abs=1e-4)
-    assert engine.last_logprobs(PROMPTS[3], 4) == engine.logprobs(PROMPTS[3:4])[0][-4:]
+def test_a_prompt_that_is_too_long_is_refused_alone(tiny_model: Path) -> None:
+    requests = [Request("long", (9,) * 256, n=2), *REQUESTS]
+    answers = complete(engine(tiny_model), requests, GREEDY)
+    assert answers.pop("long") == [Completion("", (), "error")] * 2
+    assert answers == complete(engine(tiny_model), REQUESTS, GREEDY)
 
 
-def test_a_prompt_without_room_is_refused_and_the_others_go_on(tiny_model: Path) -> None:
-    long = prompt("x" * 256)
-    rows = answers(engine_at(tiny_model), [PROMPTS[0], long], GREEDY, n=2)
-    assert [c.finish for c in rows[1]] == ["error", "error"]
-    assert all(c.tokens for c in rows[0])
+def test_logprobs_are_those_of_the_model(tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    (got,) = engine(tiny_model).logprobs([PROMPTS[3]])
+    logits = model(torch.tensor([PROMPTS[3]])).logits[0]
+    expected = [logits[i].log_softmax(-1)[t].item() for i, t in enumerate(PROMPTS[3][1:])]
+    assert got == pytest.approx([0.0, *expected], abs=1e-5)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_loading_swaps_every_weight(tiny_model: Path, tmp_path: Path, tied: bool) -> None:
-    old, new = tmp_path / "old", tmp_path / "new"
-    for seed, path in enumerate((old, new)):
-        config = AutoModelForCausalLM.from_pretrained(tiny_model).config
-        config.tie_word_embeddings = tied
-        torch.manual_seed(10 + seed)
-        AutoModelForCausalLM.from_config(config).save_pretrained(path)
-        AutoTokenizer.from_pretrained(tiny_model).save_pretrained(path)
-    engine = engine_at(old)
-    before = engine.logprobs(PROMPTS)
-    engine.load("round-1", str(new))
-    assert engine.policy == "round-1"
-    assert engine.logprobs(PROMPTS) == engine_at(new).logprobs(PROMPTS)
-    assert engine.logprobs(PROMPTS) != before
+def test_loaded_weights_answer_as_a_new_engine_does(tiny_model: Path, tmp_path: Path) -> None:
+    changed = edited(tiny_model, tmp_path, lambda w: w["model.embed_tokens.weight"].mul_(-1))
+    sampler = engine(tiny_model)
+    before = complete(sampler, REQUESTS, GREEDY)
+    sampler.load("round-1", str(changed))
+    after = complete(sampler, REQUESTS, GREEDY)
+    assert sampler.policy == "round-1"
+    assert after == complete(engine(changed), REQUESTS, GREEDY) != before
 
 
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        ({"model.norm.weight": None}, "model.norm.weight is missing"),
-        ({EMBEDDING: lambda w: w[:-1]}, "shape"),
-        ({"model.layers.1.mlp.up_proj.weight": lambda w: w.T}, "shape"),
-    ],
-)
-def test_weights_that_do_not_fit_leave_the_old_ones_answering(
-    tiny_model: Path, tmp_path: Path, damage: dict[str, Any], said: str
+def _lacking(weights: Weights) -> None:
+    del weights["model.layers.1.mlp.up_proj.weight"]
+
+
+def _misshapen(weights: Weights) -> None:
+    weights["model.norm.weight"] = weights["model.norm.weight"][:-1].clone()
+
+
+def _crowded(weights: Weights) -> None:
+    weights["model.layers.2.mlp.up_proj.weight"] = torch.zeros(2, 2)
+
+
+BAD = {"is missing": _lacking, "has shape": _misshapen, "not part of": _crowded}
+
+
+@pytest.mark.parametrize("said", BAD)
+def test_weights_that_do_not_fit_are_refused_and_the_old_ones_kept(
+    tiny_model: Path, tmp_path: Path, said: str
 ) -> None:
-    engine = engine_at(tiny_model)
-    before = engine.logprobs(PROMPTS)
-    bad = changed_copy(tiny_model, tmp_path / "bad", **damage)
+    sampler = engine(tiny_model)
     with pytest.raises(DataError, match=said):
-        engine.load("round-1", str(bad))
-    assert engine.policy == "base"
-    assert engine.logprobs(PROMPTS) == before
+        sampler.load("round-1", str(edited(tiny_model, tmp_path, BAD[said])))
+    assert sampler.policy == "base"
+    assert complete(sampler, REQUESTS, GREEDY) == complete(engine(tiny_model), REQUESTS, GREEDY)
 
 
-def test_a_truncated_file_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_model, tmp_path / "cut")
-    file = tmp_path / "cut" / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    engine = engine_at(tiny_model)
+def test_a_truncated_checkpoint_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    sampler = engine(tiny_model)
+    copy = edited(tiny_model, tmp_path, lambda weights: None)
+    os.truncate(copy / "model.safetensors", 20_000)
     with pytest.raises(DataError, match="cannot be used"):
-        engine.load("round-1", str(tmp_path / "cut"))
-    assert answers(engine, PROMPTS, GREEDY) == answers(engine_at(tiny_model), PROMPTS, GREEDY)
+        sampler.load("round-1", str(copy))
 
 
-def test_weights_that_are_not_numbers_say_so(tiny_model: Path, tmp_path: Path) -> None:
-    bad = changed_copy(
-        tiny_model, tmp_path / "nan", **{"model.norm.weight": lambda w: w * float("nan")}
-    )
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_end_the_generation(
+    tiny_model: Path, tmp_path: Path, temperature: float
+) -> None:
+    broken = edited(tiny_model, tmp_path, lambda w: w["model.norm.weight"].fill_(float("nan")))
     with pytest.raises(DataError, match="not a number"):
-        answers(engine_at(bad), PROMPTS, Sampling(max_tokens=4))
+        complete(engine(broken), REQUESTS, drawn(temperature=temperature, max_tokens=3))
 
 
-# -- the pool, on real processes ------------------------------------------------------------------
+# -- the actor ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster("local", timeout=60) as started:
-        yield started
+def actor(path: Path) -> SamplerActor:
+    return SamplerActor(EngineOptions("transformers", {"dtype": "float32"}), "base", str(path), 0)
 
 
-def make_pool(cluster: Cluster, **settings: Any) -> SamplerPool:
-    options = {"dtype": "float32", "max_num_seqs": settings.pop("max_num_seqs", 256)}
-    defaults: dict[str, Any] = {
-        "seed": 0,
-        "gpus": 0,
-        "sync": "reload",
-        "max_restarts": 2,
-        "start_timeout": 120,
-        "silence_timeout": 60,
-        "check": lambda: None,
-    }
-    return SamplerPool(cluster, EngineOptions("transformers", options), **(defaults | settings))
+def test_shards_hold_their_own_requests(tiny_model: Path) -> None:
+    shards = [(4, tuple(REQUESTS[:2])), (7, tuple(REQUESTS[2:]))]
+    items = list(actor(tiny_model).generate("base", shards, GREEDY))
+    answers = complete(engine(tiny_model), REQUESTS, GREEDY)
+    found = {i.index: i.completions for i in items if isinstance(i, Shard)}
+    assert found == {i: {r.id: answers[r.id] for r in requests} for i, requests in shards}
 
 
-def make_shards(count: int, size: int = 2) -> list[ShardRequests]:
-    return [
-        (i, tuple(Request(f"{i}-{k}", prompt(f"{i} and {k}"), 2) for k in range(size)))
-        for i in range(count)
-    ]
+def test_samples_of_another_policy_are_refused(tiny_model: Path) -> None:
+    with pytest.raises(InfrastructureError, match="holds base, asked for samples of round-1"):
+        list(actor(tiny_model).generate("round-1", [(0, tuple(REQUESTS))], GREEDY))
 
 
-def process_of(pool: SamplerPool) -> int:
-    import ray
-
-    return ray.get(pool._actor.__ray_call__.remote(lambda _: os.getpid()))
-
-
-def canary_of(path: Path) -> list[tuple[list[int], list[float]]]:
-    tokens = list(prompt("the quick brown fox " * 8))
-    return [(tokens, engine_at(path).logprobs([tokens])[0])]
+def test_the_canary_tells_right_from_wrong_weights(tiny_model: Path, tmp_path: Path) -> None:
+    changed = edited(tiny_model, tmp_path, lambda w: w["model.norm.weight"].mul_(1.1))
+    sampler = actor(tiny_model)
+    assert sampler.canary(canary_of(tiny_model, CANARY)).weights < 1e-4
+    assert sampler.canary(canary_of(changed, CANARY)).weights > 0.02
+    sampler.load("round-1", str(changed), canary_of(changed, CANARY))
+    assert sampler.canary(canary_of(changed, CANARY)).weights < 1e-4
 
 
-def other_weights(tiny_model: Path, target: Path) -> Path:
-    return changed_copy(tiny_model, target, **{EMBEDDING: lambda w: w.flip(0)})
-
-
-@pytest.mark.slow
-def test_an_engine_killed_amid_its_work_is_replaced_and_nothing_is_made_twice(
-    cluster: Cluster, tiny_model: Path, tmp_path: Path
+def test_the_canary_is_infinite_where_weights_are_no_numbers(
+    tiny_model: Path, tmp_path: Path
 ) -> None:
-    new = other_weights(tiny_model, tmp_path / "new")
-    shards = make_shards(30)
-    sampling = Sampling(temperature=0, max_tokens=80)
-    pool = make_pool(cluster, max_num_seqs=2)
-    list(pool.generate("base", tiny_model, [], make_shards(1), GREEDY))
-    found: list[Shard] = []
-    killed: list[Any] = []
-    for item in pool.generate("round-1", new, canary_of(new), shards, sampling):
+    broken = edited(tiny_model, tmp_path, lambda w: w["model.norm.weight"].fill_(float("nan")))
+    agreement = actor(broken).canary(canary_of(tiny_model, CANARY))
+    assert (agreement.weights, agreement.caches) == (np.inf, np.inf)
+
+
+# -- the pool, on real processes ----------------------------------------------------------------
+
+
+@pytest.fixture
+def pool(cluster: Cluster) -> Iterator[SamplerPool]:
+    made = make_pool(cluster, "transformers", dtype="float32", max_num_seqs=1)
+    yield made
+    made.close()
+
+
+def killed_midway(pool: SamplerPool, path: Path, sampling: Sampling) -> list[int]:
+    """Shard indices as they came, where the engine's process is killed after the first."""
+    shards = [(i, (Request(f"k{i}", PROMPTS[i % 4], n=4),)) for i in range(12)]
+    pool.hold("base", path, [])
+    pid = process(pool)
+    arrived = []
+    for item in pool.generate("base", path, [], shards, sampling):
         if isinstance(item, Shard):
-            found.append(item)
-            if len(killed) < 2 and pool._actor not in killed:
-                os.kill(process_of(pool), signal.SIGKILL)
-                killed.append(pool._actor)
-    assert pool.restarts == 2
-    assert sorted(s.index for s in found) == [i for i, _ in shards]
-    expected = dict(engine_at(new).generate([r for _, rs in shards for r in rs], sampling))
-    assert {k: v for shard in found for k, v in shard.completions.items()} == expected
-    pool.close()
+            if not arrived:
+                os.kill(pid, signal.SIGKILL)
+            arrived.append(item.index)
+            assert len(item.completions[f"k{item.index}"]) == 4
+    assert process(pool) != pid
+    return arrived
 
 
-class DyingActor(SamplerActor):
-    """Ends its process whenever it is asked for samples."""
-
-    def generate(self, *args: Any) -> Iterator[Shard | Progress]:
-        os.kill(os.getpid(), signal.SIGKILL)
-        yield Progress(0, 0)
-
-
-@pytest.mark.slow
-def test_an_engine_that_keeps_dying_ends_the_run(
-    cluster: Cluster, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_engine_is_replaced_and_no_shard_made_twice(
+    pool: SamplerPool, tiny_model: Path
 ) -> None:
-    monkeypatch.setattr(pool_module, "SamplerActor", DyingActor)
-    pool = make_pool(cluster, max_restarts=1)
-    with pytest.raises(InfrastructureError, match="died 2 times in a row") as caught:
-        list(pool.generate("base", tiny_model, [], make_shards(2), GREEDY))
-    assert "max_num_seqs" in caught.value.remedy
+    arrived = killed_midway(pool, tiny_model, drawn(temperature=1.0, max_tokens=200))
+    assert sorted(arrived) == list(range(12))
+    assert pool.restarts == 1
 
 
-@pytest.mark.slow
-def test_weights_are_replaced_in_place_and_checked(
-    cluster: Cluster, tiny_model: Path, tmp_path: Path
+def test_weights_are_swapped_in_place_and_checked(
+    pool: SamplerPool, tiny_model: Path, tmp_path: Path
 ) -> None:
-    import ray
-
-    new = other_weights(tiny_model, tmp_path / "new")
-    pool = make_pool(cluster)
+    changed = edited(tiny_model, tmp_path, lambda w: w["model.norm.weight"].mul_(1.1))
     pool.hold("base", tiny_model, [])
-    before = process_of(pool)
-    pool.hold("round-1", new, canary_of(new))
-    assert process_of(pool) == before
-    with pytest.raises(InfrastructureError, match="holds round-1, asked for samples of base"):
-        list(pool._cluster.stream(pool._actor.generate.options(num_returns="streaming").remote(
-            "base", make_shards(1), GREEDY), "samples", timeout=60))  # fmt: skip
+    pid = process(pool)
+    pool.hold("round-1", changed, canary_of(changed, CANARY))
+    assert process(pool) == pid
+    assert inside(pool, lambda actor: actor.policy()) == "round-1"
     with pytest.raises(DataError, match="does not reproduce"):
-        pool.hold("round-2", tiny_model, canary_of(new))
-    assert ray.is_initialized()
-    pool.close()
+        pool.hold("round-2", tiny_model, canary_of(changed, CANARY))
 
 
-@pytest.mark.slow
-def test_a_start_that_takes_too_long_says_what_was_waited_for(
-    cluster: Cluster, tiny_model: Path
-) -> None:
-    pool = make_pool(cluster, start_timeout=0.01)
-    with pytest.raises(InfrastructureError, match="the transformers engine to start") as caught:
-        pool.hold("base", tiny_model, [])
-    assert "CPU free" in caught.value.remedy
-    pool.close()
+def test_an_engine_that_keeps_dying_ends_the_run(pool: SamplerPool, tiny_model: Path) -> None:
+    shards = [(0, (Request("k", PROMPTS[0], n=4),))]
+    pool.hold("base", tiny_model, [])
+    made = pool._start
+
+    def start_and_kill(policy: str, path: Path) -> None:
+        made(policy, path)
+        os.kill(process(pool), signal.SIGKILL)
+
+    os.kill(process(pool), signal.SIGKILL)
+    pool._start = start_and_kill  # type: ignore[method-assign]
+    with pytest.raises(InfrastructureError, match="died 3 times"):
+        list(pool.generate("base", tiny_model, [], shards, GREEDY))

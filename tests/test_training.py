@@ -79,8 +79,8 @@ def plain_loop(start: Path, rows: Sequence[Example], steps: int, rate: float) ->
         for row in rows:
             ids = torch.tensor([*row.prompt_tokens, *row.completion_tokens])
             logits = model(ids[None]).logits[0]
-            start = len(row.prompt_tokens)
-            nll = cross_entropy(logits[start - 1 : -1], ids[start:], reduction="sum")
+            first = len(row.prompt_tokens)
+            nll = cross_entropy(logits[first - 1 : -1], ids[first:], reduction="sum")
             total = total + row.weight * nll
             weight += row.weight * len(row.completion_tokens)
         loss = total / weight
@@ -135,6 +135,37 @@ def test_the_saved_policy_is_the_trained_model(tiny_model: Path, trained: tuple)
     assert (before - torch.tensor(short_logprobs[1:])).abs().mean() > 0.5
 
 
+def test_a_policy_holds_what_its_start_holds_and_nothing_else(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    start = tmp_path / "start"
+    shutil.copytree(tiny_model, start)
+    names = {p.name for p in tiny_model.iterdir()}
+    # The tokenizer ends with another token than the config says, as in many chat models.
+    config = json.loads((start / "config.json").read_text()) | {"eos_token_id": 7}
+    (start / "config.json").write_text(json.dumps(config))
+    for stray in ("README.md", "pytorch_model.bin", "training_args.bin", "MANIFEST.json"):
+        (start / stray).write_text("stray")
+    task = job(tmp_path / "job", start, examples(), epochs=1)
+    LocalTrainer().train(task)
+    assert {p.name for p in Path(task.out_dir).iterdir()} == names
+    assert json.loads((Path(task.out_dir) / "config.json").read_text()) == config
+
+
+def test_an_example_of_no_weight_teaches_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    kept = examples()[:4]
+    mute = [replace(e, weight=0.0) for e in examples()[4:]]
+    tasks = [
+        job(tmp_path / "few", tiny_model, kept),
+        job(tmp_path / "all", tiny_model, kept + mute),
+    ]
+    for task in tasks:
+        LocalTrainer().train(task)
+    few, everything = (load_file(Path(t.out_dir) / "model.safetensors") for t in tasks)
+    for name, weight in few.items():
+        torch.testing.assert_close(everything[name], weight, atol=1e-3, rtol=1e-3)
+
+
 def test_the_next_round_starts_from_the_saved_policy(trained: tuple, tmp_path: Path) -> None:
     first, _ = trained
     second = job(tmp_path, Path(first.out_dir), examples())
@@ -144,22 +175,24 @@ def test_the_next_round_starts_from_the_saved_policy(trained: tuple, tmp_path: P
     )
 
 
+@pytest.mark.parametrize("batch_size", [8, 4])
 def test_micro_batches_add_up_to_the_same_step(
-    tiny_model: Path, trained: tuple, tmp_path: Path
+    tiny_model: Path, tmp_path: Path, batch_size: int
 ) -> None:
-    whole, _ = trained
-    task = job(tmp_path, tiny_model, examples(), micro_batch_size=2)
-    LocalTrainer().train(task)
-    losses = [[row["loss"] for row in log_of(t)] for t in (whole, task)]
+    options = {"batch_size": batch_size, "epochs": 2}
+    whole = job(tmp_path / "whole", tiny_model, examples(), **options)
+    parts = job(tmp_path / "parts", tiny_model, examples(), micro_batch_size=2, **options)
+    assert LocalTrainer().train(whole).steps == LocalTrainer().train(parts).steps
+    losses = [[row["loss"] for row in log_of(t)] for t in (whole, parts)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    one, other = (load_file(Path(t.out_dir) / "model.safetensors") for t in (whole, task))
+    one, other = (load_file(Path(t.out_dir) / "model.safetensors") for t in (whole, parts))
     for name, weight in one.items():
         torch.testing.assert_close(other[name], weight, atol=1e-3, rtol=1e-3)
 
 
 def test_a_micro_batch_that_does_not_divide_the_batch_is_refused() -> None:
     with pytest.raises(ValidationError, match="micro_batch_size"):
-        TrainOptions(batch_size=16, micro_batch_size=5)
+        TrainOptions.model_validate({"batch_size": 16, "micro_batch_size": 5})
 
 
 def test_an_adapter_is_merged_into_the_policy(tiny_model: Path, tmp_path: Path) -> None:
@@ -216,6 +249,14 @@ def test_a_loss_that_is_not_finite_ends_the_training_unsaved(
         LocalTrainer().train(task)
     assert not list(Path(task.out_dir).iterdir())
     assert all(math.isfinite(row["loss"]) for row in log_of(task))
+
+
+def test_a_policy_that_is_not_finite_is_not_saved(tiny_model: Path, tmp_path: Path) -> None:
+    task = replace(job(tmp_path, tiny_model, examples(), learning_rate=1e39), max_steps=1)
+    with pytest.raises(Diverged, match="not finite"):
+        LocalTrainer().train(task)
+    assert math.isfinite(log_of(task)[0]["loss"])
+    assert not list(Path(task.out_dir).iterdir())
 
 
 def test_a_broken_start_is_noticed_in_the_first_step(tiny_model: Path, tmp_path: Path) -> None:
@@ -286,3 +327,9 @@ def test_batches_hold_similar_lengths_in_another_order_each_epoch() -> None:
     padded = sum(max(batch) * len(batch) for batch in batches)
     assert sum(lengths) / padded > 0.9
     assert [len(batch) for batch in batches] == [16] * 12 + [11]
+
+
+def test_the_short_batch_is_not_always_that_of_the_longest() -> None:
+    sampler = SimilarLengths(range(10), batch_size=4, seed=0)
+    short = {tuple(sorted(list(sampler)[-2:])) for _ in range(30)}
+    assert short == {(0, 1), (4, 5), (8, 9)}

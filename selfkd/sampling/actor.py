@@ -43,6 +43,16 @@ class Shard:
     completions: dict[str, list[Completion]]
 
 
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Mean absolute differences of log-probabilities, in nats; infinite where one is no number."""
+
+    weights: float
+    """Between engine and trainer, on the sequence where they differ most."""
+    caches: float
+    """Between the engine with and without its cached prefixes, likewise."""
+
+
 class SamplerActor:
     """Lives as long as the run. Every request names the policy it is meant for."""
 
@@ -62,24 +72,21 @@ class SamplerActor:
         """The policy whose weights are held."""
         return self._engine.policy
 
-    def canary(self, expected: Canary) -> float:
-        """Largest mean absolute difference, in nats, between this engine's log-probabilities of a
-        sequence and those the trainer computed on the same checkpoint.
+    def canary(self, expected: Canary) -> Agreement:
+        """How well the weights held agree with the trainer's, and the caches with the weights.
 
-        The end of each sequence is scored once more in the way completions are made, where cached
-        prefixes take part. Infinite where something is not a number.
+        Completions read cached prefixes, which log-probabilities of a whole sequence never do: so
+        the end of each sequence is scored in both ways.
         """
         sequences = self._sequences(expected)
-        means = []
+        weights, caches = [], []
         for tokens, got, (_, wanted) in zip(
             sequences, self._engine.logprobs(sequences), expected, strict=True
         ):
-            want = np.array(wanted[: len(tokens)])
+            weights.append(_distance(got, wanted[: len(tokens)]))
             count = min(CANARY_END, len(tokens) - 1)
-            last = self._engine.last_logprobs(tokens, count)
-            means.append(np.abs(np.array(got) - want).mean())
-            means.append(np.abs(np.array(last) - want[-count:]).mean())
-        return float(np.nan_to_num(np.max(means), nan=np.inf))
+            caches.append(_distance(self._engine.last_logprobs(tokens, count), got[-count:]))
+        return Agreement(max(weights), max(caches))
 
     def _sequences(self, canary: Canary) -> list[list[int]]:
         # One token less than the context: an engine writes one whenever it scores.
@@ -110,6 +117,11 @@ class SamplerActor:
             if len(done[index]) == sizes[index]:
                 yield Shard(index, done.pop(index))
         yield Progress(requests, tokens)
+
+
+def _distance(one: Sequence[float], other: Sequence[float]) -> float:
+    mean = np.abs(np.array(one) - np.array(other)).mean()
+    return float(mean) if np.isfinite(mean) else float("inf")
 
 
 def _start(engine: EngineOptions, policy: str, path: str, seed: int) -> Engine:

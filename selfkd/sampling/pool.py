@@ -16,9 +16,11 @@ from selfkd.sampling.actor import (
 )
 from selfkd.sampling.base import Sampling
 
-CANARY_LIMIT = {"float32": 0.02, "bfloat16": 0.15}
-"""Largest mean difference in nats between sampler and trainer that still means the same weights.
-benchmarks/canary.py prints the measured differences of right and of stale weights."""
+WEIGHTS_LIMIT = {"float32": 0.02, "bfloat16": 0.15}
+"""Largest `Agreement.weights` that still means the same weights, by the engine's dtype.
+benchmarks/canary.py prints what right and what stale weights measure."""
+CACHES_LIMIT = {"float32": 0.001, "bfloat16": 0.015}
+"""Largest `Agreement.caches` after which an engine is not started anew."""
 
 
 class SamplerPool:
@@ -92,31 +94,36 @@ class SamplerPool:
                     ) from error
 
     def hold(self, policy: str, path: Path, canary: Canary) -> None:
-        """Make the engine hold `policy`, verified against `canary` where there is one."""
-        if self._actor is not None and self._policy != policy and self._sync == "restart":
-            self.close()
-        fresh = self._actor is None
-        if fresh:
-            self._start(policy, path)
-        elif self._policy != policy:
-            loading = self._actor.load.remote(policy, str(path), canary)
-            self._get(loading, f"the weights of {policy}")
-            self._policy = policy
-        else:
-            return
-        if not canary or self._matches(canary):
-            return
-        if not fresh:
-            self.close()
-            self._start(policy, path)
-            if self._matches(canary):
+        """Make the engine hold `policy`, verified against `canary` where there is one.
+
+        Weights are replaced in place where that can be verified, or else by a fresh engine.
+        """
+        if self._actor is not None:
+            if self._policy == policy:
+                return
+            if canary and self._sync != "restart" and self._update(policy, path, canary):
                 return
         self.close()
-        raise DataError(
-            f"a fresh engine does not reproduce the trainer's log-probabilities of {policy}",
-            where=str(path),
-            remedy="the checkpoint is damaged: delete it and its train step, then resume",
-        )
+        self._start(policy, path)
+        if canary and not self._matches(canary, updated=False):
+            self.close()
+            raise DataError(
+                f"a fresh engine does not reproduce the trainer's log-probabilities of {policy}",
+                where=str(path),
+                remedy="the checkpoint is damaged: delete it and its train step, then resume",
+            )
+
+    def _update(self, policy: str, path: Path, canary: Canary) -> bool:
+        """Replace the engine's weights in place; False if something of the old ones is left."""
+        loading = self._actor.load.remote(policy, str(path), canary)
+        try:
+            self._get(loading, f"the weights of {policy}")
+        except ActorLost:
+            raise
+        except InfrastructureError:
+            return False
+        self._policy = policy
+        return self._matches(canary, updated=True)
 
     def close(self) -> None:
         """End the engine's process."""
@@ -131,9 +138,12 @@ class SamplerPool:
         self._get(self._actor.policy.remote(), f"the {self._engine.kind} engine to start")
         self._policy = policy
 
-    def _matches(self, canary: Canary) -> bool:
-        difference = self._get(self._actor.canary.remote(canary), "the weight check")
-        return difference <= CANARY_LIMIT[self._engine.options["dtype"]]
+    def _matches(self, canary: Canary, *, updated: bool) -> bool:
+        """Whether the engine holds the canary's weights, and no caches of older ones."""
+        agreement = self._get(self._actor.canary.remote(canary), "the weight check")
+        dtype = self._engine.options["dtype"]
+        stale = updated and agreement.caches > CACHES_LIMIT[dtype]
+        return agreement.weights <= WEIGHTS_LIMIT[dtype] and not stale
 
     def _get(self, ref: Any, what: str) -> Any:
         return self._cluster.get(ref, what, timeout=self._start_timeout, check=self._check)

@@ -147,7 +147,7 @@ class _RefuseNaN(LogitsProcessor):
     def __init__(self, policy: str) -> None:
         self._policy = policy
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
         if torch.isnan(scores).any():
             raise DataError(
                 f"{self._policy} gives logits that are not a number",

@@ -90,7 +90,8 @@ class VLLMEngine:
                 for output in self._engine.step():
                     if output.finished:
                         request_id = names.pop(output.request_id)
-                        completions = [_completion(c) for c in output.outputs]
+                        outputs: Any = output.outputs
+                        completions = [_completion(c) for c in outputs]
                         # Greedy completions were asked for once.
                         yield request_id, completions * (copies[request_id] // len(completions))
         finally:
@@ -107,11 +108,18 @@ class VLLMEngine:
         return name
 
     def load(self, policy: str, path: str) -> None:
-        """Replace the weights in place; the caller checks them with `logprobs`."""
+        """Replace the weights in place; see `Engine.load`.
+
+        Raises InfrastructureError where vLLM goes on using anything of the old weights; the engine
+        is lost then.
+        """
         check_weights(path, self._shapes)
         self.policy = ""  # until all is done, these are nobody's weights
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
         self._llm.apply_model(_repack)
+        for stale in self._llm.apply_model(_stale_copies):
+            if stale:
+                raise InfrastructureError(f"vLLM kept the old weights of {stale[0]}")
         # Cached prompts hold keys and values of the old weights.
         if not self._llm.reset_prefix_cache():
             raise InfrastructureError("vLLM kept its prefix cache after a weight update")
@@ -144,7 +152,7 @@ class VLLMEngine:
             ],
             use_tqdm=False,
         )
-        return [output.outputs[0].cumulative_logprob for output in outputs]
+        return [output.outputs[0].cumulative_logprob or 0.0 for output in outputs]
 
 
 def _completion(output: Any) -> Completion:
@@ -160,12 +168,39 @@ def _prompt_logprobs(output: Any) -> list[float]:
     ]
 
 
+def _packed(model: "torch.nn.Module") -> "Iterator[tuple[str, Any]]":
+    """Layers that keep a packed copy of their weights beside them."""
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if hasattr(module, "cpu_linear") and weight is not None and weight.ndim == 2:
+            yield name, module
+
+
 def _repack(model: "torch.nn.Module") -> None:
     """Redo the packing of linear weights, which reloading leaves stale where weights are tied."""
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
-    for module in model.modules():
-        weight = getattr(module, "weight", None)
-        packed = hasattr(module, "cpu_linear") and weight is not None
-        if packed and weight.ndim == 2 and weight.numel():
+    for _, module in _packed(model):
+        if module.weight.numel():
             dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+
+
+def _stale_copies(model: "torch.nn.Module") -> list[str]:
+    """Names of layers whose packed weights are not their weights.
+
+    A packed product is the exact one but for its rounding. Other weights break that bound in a good
+    share of the outputs, however little training moved them.
+    """
+    import torch
+
+    stale = []
+    for name, module in _packed(model):
+        weight = module.weight
+        draw = torch.Generator().manual_seed(0)
+        probe = torch.randn(4, weight.shape[1], generator=draw).to(weight.dtype)
+        exact = probe.float() @ weight.float().T
+        rounding = exact.abs() * torch.finfo(weight.dtype).eps / 2 + 1e-4 * exact.abs().mean()
+        error = (module.cpu_linear(probe, weight, None).float() - exact).abs()
+        if (error > rounding).float().mean() > 0.01:
+            stale.append(name)
+    return stale

@@ -53,7 +53,8 @@ class Collator:
 class SimilarLengths(Sampler[int]):
     """Every example once an epoch, in batches of similar length that come in random order.
 
-    Lengths are ranked with a seeded tie-break, so that batches differ from epoch to epoch.
+    Lengths are ranked with a seeded tie-break, so that batches differ from epoch to epoch. Inside a
+    batch the short ones come first, so micro-batches are of similar length too.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -67,17 +68,21 @@ class SimilarLengths(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         shuffled = torch.randperm(len(self), generator=self._generator)
         ranked = shuffled[torch.argsort(self._lengths[shuffled], stable=True)]
-        batches = list(ranked.split(self._batch_size))
-        short = [b for b in batches if len(b) < self._batch_size]
-        full = batches[: len(batches) - len(short)]
-        order = torch.randperm(len(full), generator=self._generator).tolist()
-        # The short batch comes last: a sampler's order is cut into batches from the front.
-        for batch in [*(full[i] for i in order), *short]:
-            yield from batch.tolist()
+        full, rest = divmod(len(self), self._batch_size)
+        order = torch.randperm(full + 1, generator=self._generator).tolist()
+        # One batch is short. It comes last, since a sampler's order is cut into batches from the
+        # front; chance decides which lengths it holds, or it would always be the longest.
+        sizes = [self._batch_size] * full
+        sizes.insert(order[-1], rest)
+        batches = ranked.split(sizes)
+        for i in order:
+            yield from batches[i].tolist()
 
 
 class WeightedSFTTrainer(SFTTrainer):
     """SFTTrainer with per-example weights, a log of its own, and no tolerance for NaN."""
+
+    loss_is_scaled_for_ga = True  # by the weight of the whole step
 
     def __init__(self, *args: Any, log_file: Path, seed: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -88,8 +93,10 @@ class WeightedSFTTrainer(SFTTrainer):
         self.losses: list[float] = []
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        lengths = [len(ids) for ids in (train_dataset or self.train_dataset)["input_ids"]]
-        return SimilarLengths(lengths, self.args.train_batch_size, self._seed)
+        rows: Any = train_dataset or self.train_dataset
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return SimilarLengths(lengths, step, self._seed)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> torch.Tensor:
         """The weight of the completion tokens of an optimiser step, over all its micro-batches."""
@@ -100,7 +107,7 @@ class WeightedSFTTrainer(SFTTrainer):
         model: Any,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The part of the step's loss that this micro-batch contributes."""
         weights = _token_weights(inputs)
@@ -112,7 +119,7 @@ class WeightedSFTTrainer(SFTTrainer):
         else:
             nll = _completion_nll(model, batch, inputs["labels"])
         total = weights.sum() if num_items_in_batch is None else num_items_in_batch
-        loss = (nll * weights).sum() / total.clamp(min=1e-8)
+        loss = (nll * weights).sum() / torch.as_tensor(total).clamp(min=1e-8)
         if not torch.isfinite(loss):
             raise Diverged(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}",

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import itertools
+import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from selfkd.errors import DataError
+from selfkd.errors import DataError, Diverged
 from selfkd.hardware import compute_dtype, cores
 from selfkd.models import check_model_dir
 from selfkd.records import Example, read_rows
@@ -22,7 +23,9 @@ from selfkd.training.rounding import round_to_bfloat16
 CANARY_TOKENS = 200
 """Length of the long canary: over 128, so that a sampler's cached prompt prefix takes part."""
 
-WEIGHTS = (".safetensors", ".index.json")
+COPIED = (".json", ".jinja", ".model", ".txt")
+"""Endings of what a model directory holds beside weights: tokenizer, templates, generation config.
+Anything else, such as pickled weights, stays behind."""
 
 
 class LocalTrainer:
@@ -40,7 +43,8 @@ class LocalTrainer:
         """Train on the job's examples and save the policy to `out_dir`.
 
         Raises DataError for an empty set, UsageError for a start that is not a safe model
-        directory, Diverged for a loss or gradient that is not finite; nothing is saved then.
+        directory, Diverged for a loss, gradient or policy that is not finite; nothing is saved
+        then.
         """
         from transformers import AutoTokenizer, set_seed
 
@@ -61,7 +65,7 @@ class LocalTrainer:
         if dtype == "bfloat16":
             round_to_bfloat16(model, job.seed)
         canary = _canary(model, examples)
-        _save(model.to(getattr(torch, dtype)), job)
+        _save(model, dtype, job)
         report = TrainReport(
             steps=trainer.state.global_step,
             examples=len(examples),
@@ -102,20 +106,25 @@ def _load(job: TrainJob) -> Any:
     return model
 
 
-def _save(model: Any, job: TrainJob) -> None:
+def _save(model: Any, dtype: str, job: TrainJob) -> None:
+    """Write the weights in `dtype`, and everything else as it is in the start's directory.
+
+    Training changed the model's configs, and some generation configs that are in use are refused by
+    `save_pretrained`.
+    """
     from transformers import GenerationConfig
 
-    out = Path(job.out_dir)
-    # What transformers changed for training must not end up in the policy, and the start's
-    # generation config is copied: some that are in use are refused by `save_pretrained`.
-    model.config.use_cache = True
+    start, out = Path(job.start_path), Path(job.out_dir)
     model.generation_config = GenerationConfig()
-    model.save_pretrained(out)
+    model.to(getattr(torch, dtype)).save_pretrained(out)
     (out / "generation_config.json").unlink()
-    for file in Path(job.start_path).iterdir():
-        own = (out / file.name).exists() or file.name == "MANIFEST.json"
-        if file.is_file() and not own and not file.name.endswith(WEIGHTS):
+    for file in start.iterdir():
+        own = file.name == "MANIFEST.json" or file.name.endswith(".index.json")
+        if file.name.endswith(COPIED) and not own:
             shutil.copy(file, out / file.name)
+    config = json.loads((start / "config.json").read_text())
+    config.pop("torch_dtype", None)  # the older name of dtype
+    (out / "config.json").write_text(json.dumps(config | {"dtype": dtype}, indent=2) + "\n")
 
 
 @torch.no_grad()
@@ -133,6 +142,12 @@ def _canary(
         ids = torch.tensor([tokens], device=model.device)
         log_probs = model(ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
         picked = log_probs.gather(1, ids[0, 1:, None]).squeeze(1)
+        if not torch.isfinite(picked).all():
+            raise Diverged(
+                "the trained policy gives log-probabilities that are not finite",
+                where="train",
+                remedy="lower train.learning_rate",
+            )
         pairs.append((tokens, (0.0, *picked.tolist())))
     return tuple(pairs)
 

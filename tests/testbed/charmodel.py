@@ -3,6 +3,7 @@
 import string
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer
@@ -66,9 +67,7 @@ def train_base(path: Path, draw: Batch, *, steps: int, seed: int) -> Path:
     return path
 
 
-def _encode(
-    tokenizer: PreTrainedTokenizerFast, prompt: str, completion: str
-) -> tuple[list[int], int]:
+def _encode(tokenizer: Any, prompt: str, completion: str) -> tuple[list[int], int]:
     start = tokenizer(prompt)["input_ids"]
     return [*start, *tokenizer(completion)["input_ids"], tokenizer.eos_token_id], len(start)
 

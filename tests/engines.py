@@ -1,0 +1,66 @@
+"""Builds engines, checkpoints and canaries for the tests of sampling."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from selfkd.cluster import Cluster
+from selfkd.sampling.actor import EngineOptions
+from selfkd.sampling.base import Sampling
+from selfkd.sampling.pool import SamplerPool
+
+Weights = dict[str, torch.Tensor]
+
+
+def drawn(**values: object) -> Sampling:
+    """Sampling options; what is not given has its default."""
+    return Sampling.model_validate(values)
+
+
+def edited(path: Path, folder: Path, change: Callable[[Weights], object]) -> Path:
+    """A copy of a model whose weights `change` has edited."""
+    copy = folder / "edited"
+    shutil.copytree(path, copy)
+    weights = load_file(path / "model.safetensors")
+    change(weights)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+def canary_of(path: Path, tokens: list[int]) -> list[tuple[list[int], list[float]]]:
+    """What the trainer would report of a model directory, for one sequence."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    return [(tokens, [0.0, *logits[range(len(tokens) - 1), tokens[1:]].tolist()])]
+
+
+def make_pool(cluster: Cluster, kind: str, **options: object) -> SamplerPool:
+    return SamplerPool(
+        cluster,
+        EngineOptions(kind, options),  # type: ignore[arg-type]
+        seed=0,
+        gpus=0,
+        sync="reload",
+        max_restarts=2,
+        start_timeout=120,
+        silence_timeout=120,
+        check=lambda: None,
+    )
+
+
+def inside(pool: SamplerPool, function: Callable[..., object]) -> Any:
+    """The value of a function of the actor, called in its process."""
+    import ray
+
+    return ray.get(pool._actor.__ray_call__.remote(function), timeout=60)
+
+
+def process(pool: SamplerPool) -> int:
+    return inside(pool, lambda actor: os.getpid())
