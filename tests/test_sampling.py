@@ -105,6 +105,19 @@ def test_defaults_of_the_model_do_not_change_what_is_drawn(
     assert answers == complete(engine(tiny_model), REQUESTS, GREEDY)
 
 
+def test_draws_follow_the_models_distribution(tiny_model: Path, tmp_path: Path) -> None:
+    biased = edited(tiny_model, tmp_path, lambda weights: None)
+    defaults = {"do_sample": True, "temperature": 0.3, "top_k": 5, "top_p": 0.5}
+    (biased / "generation_config.json").write_text(json.dumps(defaults))
+    once = [Request("r", PROMPTS[1], n=2000)]
+    drawn_tokens = complete(engine(biased), once, drawn(temperature=1.0, max_tokens=1))["r"]
+    seen = np.bincount([c.tokens[0] for c in drawn_tokens], minlength=258) / 2000
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    expected = model(torch.tensor([PROMPTS[1]])).logits[0, -1].softmax(-1).detach().numpy()
+    # About 0.13 by chance, and above 0.45 where any of the defaults is heeded.
+    assert np.abs(seen - expected).sum() / 2 < 0.25
+
+
 def test_more_requests_than_fit_are_answered_in_turns(tiny_model: Path) -> None:
     answers = complete(engine(tiny_model, max_num_seqs=2), REQUESTS, GREEDY)
     assert answers == complete(engine(tiny_model), REQUESTS, GREEDY)
@@ -133,6 +146,22 @@ def test_loaded_weights_answer_as_a_new_engine_does(tiny_model: Path, tmp_path: 
     after = complete(sampler, REQUESTS, GREEDY)
     assert sampler.policy == "round-1"
     assert after == complete(engine(changed), REQUESTS, GREEDY) != before
+
+
+def test_an_output_head_of_its_own_is_loaded_too(tiny_model: Path, tmp_path: Path) -> None:
+    def untie(weights: Weights) -> None:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"] * factor
+
+    paths = []
+    for factor in (0.5, -0.5):
+        paths.append(edited(tiny_model, tmp_path / str(factor), untie))
+        config = json.loads((tiny_model / "config.json").read_text())
+        config["tie_word_embeddings"] = False
+        (paths[-1] / "config.json").write_text(json.dumps(config))
+    sampler = engine(paths[0])
+    before = sampler.logprobs(PROMPTS)
+    sampler.load("round-1", str(paths[1]))
+    assert sampler.logprobs(PROMPTS) == engine(paths[1]).logprobs(PROMPTS) != before
 
 
 def _lacking(weights: Weights) -> None:
@@ -275,3 +304,12 @@ def test_an_engine_that_keeps_dying_ends_the_run(pool: SamplerPool, tiny_model: 
     pool._start = start_and_kill  # type: ignore[method-assign]
     with pytest.raises(InfrastructureError, match="died 3 times"):
         list(pool.generate("base", tiny_model, [], shards, GREEDY))
+
+
+def test_a_start_that_takes_too_long_says_what_was_waited_for(
+    pool: SamplerPool, tiny_model: Path
+) -> None:
+    pool._start_timeout = 0.01
+    with pytest.raises(InfrastructureError, match="the transformers engine to start") as caught:
+        pool.hold("base", tiny_model, [])
+    assert "CPU free" in caught.value.remedy

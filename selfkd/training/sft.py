@@ -50,11 +50,17 @@ class Collator:
         return {"input_ids": ids, "attention_mask": mask, "labels": labels, "weights": weights}
 
 
-class SimilarLengths(Sampler[int]):
-    """Every example once an epoch, in batches of similar length that come in random order.
+PADDING = 0.15
+"""Share of padding that batches may have before examples are sorted by length."""
 
-    Lengths are ranked with a seeded tie-break, so that batches differ from epoch to epoch. Inside a
-    batch the short ones come first, so micro-batches are of similar length too.
+
+class SimilarLengths(Sampler[int]):
+    """Every example once an epoch, in random batches that are only as sorted as they must be.
+
+    Length goes with style, so batches of one length pull the policy to and fro. Examples are
+    shuffled and sorted within windows of 1, 2, 4, ... batches, the smallest window that keeps
+    padding under `PADDING`; then batches come in random order. Inside a batch the short ones come
+    first, so micro-batches are of similar length too.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -67,16 +73,30 @@ class SimilarLengths(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         shuffled = torch.randperm(len(self), generator=self._generator)
-        ranked = shuffled[torch.argsort(self._lengths[shuffled], stable=True)]
-        full, rest = divmod(len(self), self._batch_size)
-        order = torch.randperm(full + 1, generator=self._generator).tolist()
-        # One batch is short. It comes last, since a sampler's order is cut into batches from the
-        # front; chance decides which lengths it holds, or it would always be the longest.
-        sizes = [self._batch_size] * full
-        sizes.insert(order[-1], rest)
-        batches = ranked.split(sizes)
-        for i in order:
-            yield from batches[i].tolist()
+        window = 1
+        batches = self._batches(shuffled, window)
+        while self._padding(batches) > PADDING and window < len(batches):
+            window *= 2
+            batches = self._batches(shuffled, window)
+        # A short batch stays last: a sampler's order is cut into batches from the front.
+        full = [b for b in batches if len(b) == self._batch_size]
+        order = torch.randperm(len(full), generator=self._generator).tolist()
+        short = [b for b in batches if len(b) < self._batch_size]
+        for batch in [*(full[i] for i in order), *short]:
+            yield from batch.tolist()
+
+    def _batches(self, shuffled: torch.Tensor, window: int) -> list[torch.Tensor]:
+        # The short batch is cut off first, so that chance and not length decides what is in it.
+        cut = len(shuffled) // self._batch_size * self._batch_size
+        batches = []
+        for part in (*shuffled[:cut].split(window * self._batch_size), shuffled[cut:]):
+            ranked = part[torch.argsort(self._lengths[part], stable=True)]
+            batches += ranked.split(self._batch_size)
+        return [b for b in batches if len(b)]
+
+    def _padding(self, batches: Sequence[torch.Tensor]) -> float:
+        padded = sum(len(b) * int(self._lengths[b].max()) for b in batches)
+        return 1 - int(self._lengths.sum()) / padded
 
 
 class WeightedSFTTrainer(SFTTrainer):
