@@ -325,11 +325,18 @@ def test_batches_hold_similar_lengths_in_another_order_each_epoch() -> None:
     assert first == list(SimilarLengths(lengths, batch_size=16, seed=5))
     batches = [[lengths[i] for i in first[k : k + 16]] for k in range(0, 203, 16)]
     padded = sum(max(batch) * len(batch) for batch in batches)
-    assert sum(lengths) / padded > 0.9
+    assert sum(lengths) / padded > 0.88
     assert [len(batch) for batch in batches] == [16] * 12 + [11]
 
 
-def test_the_short_batch_is_not_always_that_of_the_longest() -> None:
+def test_chance_decides_what_is_in_the_short_batch() -> None:
     sampler = SimilarLengths(range(10), batch_size=4, seed=0)
-    short = {tuple(sorted(list(sampler)[-2:])) for _ in range(30)}
-    assert short == {(0, 1), (4, 5), (8, 9)}
+    assert len({tuple(sorted(list(sampler)[-2:])) for _ in range(30)}) > 10
+
+
+def test_batches_are_not_sorted_where_padding_is_small() -> None:
+    # Lengths of 100 to 104 pad by at most 4 %: short and long ones must meet in one batch.
+    lengths = [100 + i % 5 for i in range(64)]
+    order = list(SimilarLengths(lengths, batch_size=16, seed=0))
+    batches = [{lengths[i] for i in order[k : k + 16]} for k in range(0, 64, 16)]
+    assert all(len(batch) >= 4 for batch in batches)

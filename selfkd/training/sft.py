@@ -50,7 +50,7 @@ class Collator:
         return {"input_ids": ids, "attention_mask": mask, "labels": labels, "weights": weights}
 
 
-PADDING = 0.15
+PADDING = 0.1
 """Share of padding that batches may have before examples are sorted by length."""
 
 
