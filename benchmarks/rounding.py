@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfkd.models import resolve_model
 from selfkd.records import Example, read_rows
@@ -43,14 +43,16 @@ def main() -> None:
 
 
 def train(base: Path, shard: Path, folder: Path, options: dict[str, object]) -> Path:
-    """A policy trained on one shard of examples, stored in float32."""
-    out = folder / "policy"
+    """A policy trained on one shard of examples, stored in float32 as its start is."""
+    start, out = folder / "start", folder / "policy"
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).save_pretrained(start)
+    AutoTokenizer.from_pretrained(base).save_pretrained(start)
     out.mkdir()
     job = TrainJob(
         objective="sft",
         objective_options={},
         example_files=(str(shard),),
-        start_path=str(base),
+        start_path=str(start),
         out_dir=str(out),
         log_file=str(folder / "log.jsonl"),
         seed=0,

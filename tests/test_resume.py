@@ -74,7 +74,7 @@ def start(project: Path, elsewhere: Path, *arguments: str) -> subprocess.Popen[b
 
 
 def wait_for(process: subprocess.Popen[bytes], seen: Callable[[], bool], log: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not seen():
         assert process.poll() is None, log.read_text()[-3000:]
         assert time.monotonic() < deadline, log.read_text()[-3000:]
@@ -136,7 +136,7 @@ def test_sigkill_in_every_verb_loses_nothing(project, tmp_path):
         states.append((moment, snapshot(run), judged, len(calls)))
         arguments = ["resume", "runs/killed"]
     process = start(project, tmp_path, *arguments)
-    assert process.wait(timeout=180) == 0, log.read_text()[-3000:]
+    assert process.wait(timeout=600) == 0, log.read_text()[-3000:]
 
     final = snapshot(run)
     calls = (project / "judged.txt").read_text().split()
@@ -162,7 +162,7 @@ def test_a_changed_config_is_refused_with_the_difference(project, tmp_path):
     process = start(
         project, tmp_path, "run", str(project / "run.yaml"), "--name", "one", "rounds=1"
     )
-    assert process.wait(timeout=180) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    assert process.wait(timeout=600) == 0, (tmp_path / "log.txt").read_text()[-3000:]
     before = snapshot(tmp_path / "runs" / "one")
 
     again = subprocess.run(
@@ -183,7 +183,7 @@ def test_a_changed_config_is_refused_with_the_difference(project, tmp_path):
     # A fork takes the change, and shares what came before.
     process = start(project, tmp_path, "fork", "runs/one", "--round", "1", "rounds=2",
                     "samples_per_prompt=4", "--name", "two")  # fmt: skip
-    assert process.wait(timeout=180) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    assert process.wait(timeout=600) == 0, (tmp_path / "log.txt").read_text()[-3000:]
     shared = {k: v for k, v in before.items() if k.startswith("rounds/000")}
     forked = snapshot(tmp_path / "runs" / "two")
     assert shared.items() <= forked.items()
@@ -197,11 +197,11 @@ def test_one_sigint_stops_in_order_and_resume_finishes(project, tmp_path):
     )
     wait_for(process, lambda: bool(list(run.glob("rounds/000/*-generate/00001.parquet"))), log)
     os.kill(process.pid, signal.SIGINT)
-    assert process.wait(timeout=20) == 3
+    assert process.wait(timeout=60) == 3
     assert "selfkd resume runs/stopped" in log.read_text()
     time.sleep(1)
     assert orphans(str(tmp_path)) == []
     before = snapshot(run)
     process = start(project, tmp_path, "resume", "runs/stopped")
-    assert process.wait(timeout=180) == 0, log.read_text()[-3000:]
+    assert process.wait(timeout=600) == 0, log.read_text()[-3000:]
     assert before.items() <= snapshot(run).items()

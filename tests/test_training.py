@@ -223,6 +223,18 @@ def test_bfloat16_trains_as_float32_does_and_is_stored_so(
         assert logprobs(task.out_dir, tokens) == pytest.approx(expected[1:], abs=1e-4)
 
 
+def test_a_bfloat16_start_gives_a_bfloat16_policy(tiny_model: Path, tmp_path: Path) -> None:
+    # In float32 a bfloat16 sampler would round it back to where it started.
+    shutil.copytree(tiny_model, tmp_path / "start")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "start")
+    task = job(tmp_path / "job", tmp_path / "start", examples(), dtype="float32", epochs=1)
+    LocalTrainer().train(task)
+    saved = load_file(Path(task.out_dir) / "model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.bfloat16}
+    assert json.loads((Path(task.out_dir) / "config.json").read_text())["dtype"] == "bfloat16"
+
+
 @pytest.mark.parametrize("micro", [None, 2])
 def test_one_example_and_a_batch_larger_than_the_set(
     tiny_model: Path, tmp_path: Path, micro: int | None

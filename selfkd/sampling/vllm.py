@@ -196,11 +196,12 @@ def _stale_copies(model: "torch.nn.Module") -> list[str]:
     stale = []
     for name, module in _packed(model):
         weight = module.weight
+        some = slice(None, None, max(1, len(weight) // 4096))  # outputs; all would cost memory
         draw = torch.Generator().manual_seed(0)
         probe = torch.randn(4, weight.shape[1], generator=draw).to(weight.dtype)
-        exact = probe.float() @ weight.float().T
+        exact = probe.float() @ weight[some].float().T
         rounding = exact.abs() * torch.finfo(weight.dtype).eps / 2 + 1e-4 * exact.abs().mean()
-        error = (module.cpu_linear(probe, weight, None).float() - exact).abs()
+        error = (module.cpu_linear(probe, weight, None)[:, some].float() - exact).abs()
         if (error > rounding).float().mean() > 0.01:
             stale.append(name)
     return stale

@@ -31,9 +31,9 @@ Anything else, such as pickled weights, stays behind."""
 class LocalTrainer:
     """Trains in its own process; see `Trainer` in `training/base.py`.
 
-    Weights are trained in float32. Where products are computed in bfloat16, the policy is stored
-    in bfloat16 too, rounded stochastically (`rounding.py`), so that sampler and next training hold
-    the same weights.
+    Weights are trained in float32. Where products are computed in bfloat16, or the start was stored
+    in it, the policy is stored in bfloat16 too, rounded stochastically (`rounding.py`), so that
+    sampler and next training hold the same weights.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class LocalTrainer:
         # Without the wrapper that computes in the training's dtype.
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         model = model.merge_and_unload() if job.options.lora_rank else model
-        dtype = compute_dtype(job.options.dtype)
+        dtype = _stored_dtype(job)
         if dtype == "bfloat16":
             round_to_bfloat16(model, job.seed)
         canary = _canary(model, examples)
@@ -104,6 +104,14 @@ def _load(job: TrainJob) -> Any:
         )
         model = get_peft_model(model, lora)  # type: ignore[arg-type]
     return model
+
+
+def _stored_dtype(job: TrainJob) -> str:
+    """What the policy is stored in: float32 where nothing narrower was ever involved."""
+    config = json.loads((Path(job.start_path) / "config.json").read_text())
+    start = config.get("dtype") or config.get("torch_dtype")
+    exact = start in (None, "float32") and compute_dtype(job.options.dtype) == "float32"
+    return "float32" if exact else "bfloat16"
 
 
 def _save(model: Any, dtype: str, job: TrainJob) -> None:

@@ -40,13 +40,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def selfkd(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "selfkd", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
 
 
 def test_a_shipped_config_runs_on_ones_own_model_prompts_and_judge(folder):
     done = selfkd(
         folder, "run", str(LOOPS / "star.yaml"), "rounds=2", "model=model", "prompts=my.jsonl",
-        "judge=my_judge.py:score", "gold_judge=my_judge.py:score", "shots=[]", "hint=[{answer}]",
+        "judge=my_judge.py:score", "gold_judge=my_judge.py:score", "shots=[]", "hint='[{answer}]'",
         "engine.kind=transformers", "engine.residency=swap", "train.lora_rank=8",
         "gate.mode=off", "--name", "mine",
     )  # fmt: skip
