@@ -45,7 +45,7 @@ def bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         return [(prompt(*s), (scratchpad if rng.random() < 0.5 else direct)(*s)) for s in sums]
 
     return Bed(
-        train_base(folder / "base", batch, steps=420, seed=seed),
+        train_base(folder / "base", batch, steps=600, seed=seed),
         write_prompts(folder / "train.jsonl", train),
         write_prompts(folder / "heldout.jsonl", heldout),
         folder / "runs",
@@ -57,6 +57,7 @@ def test_rest_em_gains_and_loses_diversity(bed: Bed) -> None:
     rows = play(
         bed.runs, "rest_em", bed.model, bed.prompts, bed.heldout,
         rounds=2, samples_per_prompt=16, max_kept_per_prompt=5, seed=bed.seed,
+        train={"learning_rate": 5e-4, "batch_size": 32, "epochs": 8, "dtype": "float32"},
     )  # fmt: skip
     assert rows[-1]["heldout_reward"] >= rows[0]["heldout_reward"] + 0.35
     assert rows[-1]["reward_mean"] >= rows[0]["reward_mean"] + 0.4

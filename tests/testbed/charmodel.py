@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -23,6 +24,7 @@ def char_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {c: i for i, c in enumerate(characters)}
     backend = Tokenizer(WordLevel(vocabulary, unk_token="<pad>"))
     backend.pre_tokenizer = Split(Regex("."), "isolated")
+    backend.decoder = Fuse()  # without it characters come back with spaces between them
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",

@@ -27,7 +27,7 @@ def play(
             "max_num_seqs": 512,
             "max_model_len": 96,
         },
-        "train": {"learning_rate": 1e-3, "batch_size": 32, "epochs": 4, "dtype": "float32"},
+        "train": {"learning_rate": 5e-4, "batch_size": 32, "epochs": 3, "dtype": "float32"},
         "on_no_signal": "continue",
     }
     resolved = resolve(config | settings)
