@@ -6,6 +6,7 @@ One seed in the test command, three in `make testbed` (SELFKD_TESTBED_SEEDS=0,1,
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,10 +75,14 @@ def test_raw_control_gains_nothing_and_loses_pass_at_k(bed: Bed) -> None:
 
 
 def test_rest_rising_thresholds_beat_a_flat_one(bed: Bed) -> None:
-    graded = {"judge": f"{JUDGES}:digit_share", "samples_per_prompt": 16, "over_mean": False}
+    graded: dict[str, Any] = {
+        "judge": f"{JUDGES}:digit_share", "samples_per_prompt": 16, "over_mean": False,
+        "train": {"learning_rate": 5e-4, "batch_size": 32, "epochs": 1, "dtype": "float32"},
+        "gate": {"mode": "off"},
+    }  # fmt: skip
     rising = play(
         bed.runs, "rest", bed.model, bed.prompts, bed.heldout,
-        rounds=4, thresholds=[0.0, 0.3, 0.6, 0.9], learning_rate_decay=1.0, seed=bed.seed, **graded,
+        rounds=2, thresholds=[0.5, 0.9], learning_rate_decay=1.0, seed=bed.seed, **graded,
     )  # fmt: skip
     flat = play(
         bed.runs, "rest", bed.model, bed.prompts, bed.heldout,
