@@ -19,6 +19,10 @@ SEEDS = [int(s) for s in os.environ.get("SELFKD_TESTBED_SEEDS", "0").split(",")]
 
 pytestmark = pytest.mark.testbed
 
+by_testbed_only = pytest.mark.skipif(
+    "SELFKD_TESTBED_SEEDS" not in os.environ, reason="takes minutes: run by `make testbed`"
+)
+
 
 @dataclass(frozen=True)
 class Bed:
@@ -65,6 +69,7 @@ def test_rest_em_gains_and_loses_diversity(bed: Bed) -> None:
     assert rows[-1]["unique"] <= 0.6 * rows[0]["unique"]
 
 
+@by_testbed_only
 def test_raw_control_gains_nothing_and_loses_pass_at_k(bed: Bed) -> None:
     rows = play(
         bed.runs, "raw", bed.model, bed.prompts, bed.heldout,
@@ -74,6 +79,7 @@ def test_raw_control_gains_nothing_and_loses_pass_at_k(bed: Bed) -> None:
     assert rows[-1]["pass_at_k"]["16"] <= rows[0]["pass_at_k"]["16"] - 0.1
 
 
+@by_testbed_only
 def test_rest_rising_thresholds_beat_a_flat_one(bed: Bed) -> None:
     graded: dict[str, Any] = {
         "judge": f"{JUDGES}:digit_share", "samples_per_prompt": 16, "over_mean": False,
@@ -115,6 +121,7 @@ def hinted_bed(bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> Bed:
     )
 
 
+@by_testbed_only
 def test_star_needs_rationalisation_to_reach_the_next_length(hinted_bed: Bed) -> None:
     bed = hinted_bed
     settings = {
