@@ -86,3 +86,15 @@ def cluster() -> "Iterator[Cluster]":
 
     with Cluster("local", timeout=60) as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny models on one core: they gain nothing from a second, and lose much on a busy machine."""
+    from selfkd.sampling import transformers
+    from selfkd.training import trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (transformers, trainer):
+            patch.setattr(module, "cores", lambda: 1)
+        yield

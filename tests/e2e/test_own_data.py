@@ -1,6 +1,7 @@
 """`selfkd run loops/star.yaml rounds=... model=... prompts=my.jsonl judge=my_judge.py:score`."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,11 @@ import pytest
 
 from tests.testbed.addition import draw, hinted, prompt, scratchpad, write_prompts
 from tests.testbed.charmodel import train_base
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("SELFKD_LONG" not in os.environ, reason="takes minutes: run by `make long`"),
+]
 
 LOOPS = Path(__file__).parents[2] / "loops"
 
