@@ -275,7 +275,7 @@ def killed_midway(pool: SamplerPool, path: Path, sampling: Sampling) -> list[int
 def test_a_killed_engine_is_replaced_and_no_shard_made_twice(
     pool: SamplerPool, tiny_model: Path
 ) -> None:
-    arrived = killed_midway(pool, tiny_model, drawn(temperature=1.0, max_tokens=200))
+    arrived = killed_midway(pool, tiny_model, drawn(temperature=1.0, max_tokens=60))
     assert sorted(arrived) == list(range(12))
     assert pool.restarts == 1
 
