@@ -5,7 +5,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test long testbed bench lint clean
+.PHONY: help setup model demo test testbed bench lint clean
 export PYTHON PIP_ARGS
 
 PY := .venv/bin/python
@@ -31,9 +31,6 @@ demo: model  ## a small model teaches itself to add (10 minutes on 2 cores)
 
 test: lint model  ## lint, types and every test, real models included
 	$(PY) -m pytest -q
-
-long: model  ## the real-model tests that take minutes each
-	SELFKD_LONG=1 $(PY) -m pytest -q tests/test_vllm.py tests/e2e
 
 testbed: setup  ## the loops on a tiny character model, three seeds
 	SELFKD_TESTBED_SEEDS=0,1,2 $(PY) -m pytest -q -m testbed

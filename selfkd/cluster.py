@@ -33,6 +33,8 @@ class Cluster:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         # Ray gives its workers niceness 15: any other program on the machine would starve a run.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        # A busy machine takes longer than Ray's own 30 s to start a node.
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
         import ray
 
         # Its warnings are about itself (token authentication is on); errors are raised.

@@ -25,10 +25,7 @@ from selfkd.sampling.pool import CACHES_LIMIT, WEIGHTS_LIMIT, SamplerPool
 from selfkd.training.base import TrainJob, TrainOptions
 from tests.engines import canary_of, drawn, edited, inside, make_pool, process
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif("SELFKD_LONG" not in os.environ, reason="takes minutes: run by `make long`"),
-]
+pytestmark = pytest.mark.slow
 
 CONTEXT = 512
 GREEDY = drawn(temperature=0.0, max_tokens=24)

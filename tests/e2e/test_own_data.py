@@ -1,7 +1,6 @@
 """`selfkd run loops/star.yaml rounds=... model=... prompts=my.jsonl judge=my_judge.py:score`."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +11,7 @@ import pytest
 from tests.testbed.addition import draw, hinted, prompt, scratchpad, write_prompts
 from tests.testbed.charmodel import train_base
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif("SELFKD_LONG" not in os.environ, reason="takes minutes: run by `make long`"),
-]
+pytestmark = pytest.mark.slow
 
 LOOPS = Path(__file__).parents[2] / "loops"
 
