@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from selfkd.errors import SelfkdError, Stopped, UsageError
+from selfkd.viewer.commands import Json, RunDir, RunsDir, add_commands, colour, find_run
 
 app = typer.Typer(
     add_completion=False,
@@ -21,10 +22,7 @@ model_app = typer.Typer(no_args_is_help=True, help="Models that selfkd can fetch
 app.add_typer(judge_app, name="judge")
 app.add_typer(model_app, name="model")
 
-RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or its name.")]
-RunsDir = Annotated[Path, typer.Option("--runs", help="Folder that runs land in.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
-Json = Annotated[bool, typer.Option("--json", help="Print only data, as JSON.")]
 Events = Annotated[bool, typer.Option("--json", help="Print events, one JSON object a line.")]
 SkipBad = Annotated[bool, typer.Option(help="Count and skip broken prompt rows.")]
 Local = Annotated[
@@ -89,7 +87,7 @@ def resume(
     """Go on with a run where it ended; what is recorded is not done again."""
     from selfkd.launch import resume_run
 
-    path = _find(run, runs)
+    path = find_run(run, runs)
     changes = [*(overrides or []), *(["cluster.address=local"] if local else [])]
     _execute(path, resume_run(path, changes), json_events, skip_bad)
 
@@ -106,33 +104,11 @@ def fork(
     """Start a run that shares the rounds before ROUND, with a changed config."""
     from selfkd.launch import fork_run, resume_run
 
-    path = fork_run(_find(run, runs), round, name, overrides or [])
+    path = fork_run(find_run(run, runs), round, name, overrides or [])
     _execute(path, resume_run(path), json_events, False)
 
 
-@app.command()
-def curves(
-    run: Annotated[list[Path], typer.Argument(metavar="RUN...")],
-    runs: RunsDir = Path("runs"),
-    as_json: Json = False,
-    png: Annotated[Path | None, typer.Option(help="Write a figure, .png or .svg.")] = None,
-) -> None:
-    """Draw reward, held-out and more per round, of one or several runs."""
-    from selfkd.metrics import curves_document
-
-    documents = [curves_document(_find(r, runs)) for r in run]
-    if png:
-        from selfkd.viewer.plots import save_figure
-
-        save_figure(documents, png)
-    if as_json:
-        print(json.dumps(documents[0] if len(documents) == 1 else documents))
-    else:
-        from selfkd.viewer.plots import terminal_curves
-
-        print(terminal_curves(documents, color=_colour()))
-        if png:
-            print(f"written: {png}")
+add_commands(app)
 
 
 @app.command()
@@ -155,7 +131,7 @@ def show(
         raise UsageError("--kept and --dropped exclude each other")
     which = True if kept else False if dropped else None
     label = "heldout" if heldout else ""
-    rows = show_samples(_find(run, runs), round, kept=which, limit=limit, label=label)
+    rows = show_samples(find_run(run, runs), round, kept=which, limit=limit, label=label)
     print(json.dumps(rows) if as_json else render_samples(rows))
 
 
@@ -229,17 +205,10 @@ def doctor(
     """Check this machine, or the files of a run."""
     from selfkd.doctor import diagnose
 
-    text, healthy = diagnose(_find(run, runs) if run else None, repair=repair, as_json=as_json)
+    text, healthy = diagnose(find_run(run, runs) if run else None, repair=repair, as_json=as_json)
     print(text)
     if not healthy:
         raise typer.Exit(5 if run is None else 4)
-
-
-def _find(run: Path, runs: Path) -> Path:
-    """A run given by its directory or by its name under `runs`."""
-    if (run / "run.yaml").exists() or not (runs / run / "run.yaml").exists():
-        return run
-    return runs / run
 
 
 def _execute(path: Path, resolved: Any, json_events: bool, skip_bad: bool) -> None:
@@ -262,18 +231,15 @@ def _closing(path: Path, best: str) -> str:
     from selfkd.metrics import curves_document
     from selfkd.viewer.plots import terminal_curves
 
-    drawn = terminal_curves([curves_document(path)], color=_colour())
+    drawn = terminal_curves([curves_document(path)], color=colour())
     where = "nothing better than the base" if best == "base" else policy_dir(path, best)
     return (
         f"{drawn}\n\nThe run is in {path}; its best policy: {where}. Look closer with\n"
         f"  selfkd show {path} --round 1 --dropped\n"
+        f"  selfkd ui {path}\n"
         f"  selfkd curves {path} --png curves.png\n"
         f"  selfkd fork {path} --round 2 train.learning_rate=1e-5"
     )
-
-
-def _colour() -> bool:
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ from selfkd.rundir import (
     run_facts,
 )
 
-__all__ = ["Alarm", "alarms", "curves_document", "round_rows"]
+__all__ = ["Alarm", "alarms", "curves_document", "recorded_rows", "round_rows"]
 
 Row = dict[str, Any]
 
@@ -80,6 +80,23 @@ def round_rows(run_dir: Path) -> list[Row]:
     Raises DataError that names the file where a record is damaged.
     """
     return [_round_row(number, round_steps(run_dir, number)) for number in round_numbers(run_dir)]
+
+
+def recorded_rows(run_dir: Path) -> list[Row]:
+    """`round_rows`, but a complete round as `metrics.jsonl` has it: no sample is read for those.
+
+    A round is taken from the file only where it is complete and has every key of today; the file
+    holds what `round_rows` gave when the round ended, so the figures are the same.
+    """
+    keys = _figures(0, []).keys()
+    known = {r.get("round"): r for r in read_lines(run_dir / "metrics.jsonl") if r.keys() == keys}
+    rows = []
+    for number in round_numbers(run_dir):
+        steps = round_steps(run_dir, number)
+        complete = all(s.finished for s in steps) and any(s.verb == "round" for s in steps)
+        row = known.get(number) if complete else None
+        rows.append(row or _round_row(number, steps))
+    return rows
 
 
 def _round_row(number: int, steps: Sequence[StepRecord]) -> Row:

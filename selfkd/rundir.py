@@ -66,7 +66,10 @@ class StepRecord:
     def shards(self) -> list[Path]:
         """Recorded Parquet files, in order."""
         if self.manifest:
-            return [self.path / shard["file"] for shard in self.manifest["shards"]]
+            names = [str(shard["file"]) for shard in self.manifest["shards"]]
+            if outside := next((n for n in names if "/" in n or n.startswith(".")), None):
+                raise broken(self.path / "manifest.json", f"it names {outside!r} as a shard")
+            return [self.path / name for name in names]
         return sorted(self.path.glob("[0-9]*.parquet"))
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -47,7 +47,7 @@ def show_samples(
     verdicts = _find(_of(source, "judge"), _VERDICT, ids)
     decisions = _find(decided, _DECISION, ids)
     return [
-        _row(
+        sample_row(
             samples[i],
             prompts.get(samples[i]["prompt_id"], {}),
             verdicts.get(i, {}),
@@ -120,12 +120,13 @@ def _find(
     return found
 
 
-def _row(sample: Row, prompt: Row, verdict: Row, decision: Row) -> Row:
+def sample_row(sample: Row, prompt: Row, verdict: Row, decision: Row) -> Row:
+    """What is known of one sample, by the keys of `show_samples`."""
     return {
         "sample_id": sample["id"],
         "prompt_id": sample["prompt_id"],
         "label": sample["label"],
-        "prompt": _prompt_text(prompt),
+        "prompt": prompt_text(prompt),
         "answer": prompt.get("answer"),
         "completion": sample["completion"],
         "finish": sample["finish"],
@@ -141,7 +142,7 @@ def _row(sample: Row, prompt: Row, verdict: Row, decision: Row) -> Row:
     }
 
 
-def _prompt_text(prompt: Row) -> str | None:
+def prompt_text(prompt: Row) -> str | None:
     """A lone message as it is, several with the role before each."""
     if not prompt:
         return None

@@ -1,0 +1,129 @@
+"""The commands that look at runs: curves, status, compare, ui, report."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from selfkd.errors import UsageError
+
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or its name.")]
+RunDirs = Annotated[list[Path], typer.Argument(metavar="RUN...")]
+RunsDir = Annotated[Path, typer.Option("--runs", help="Folder that runs land in.")]
+Json = Annotated[bool, typer.Option("--json", help="Print only data, as JSON.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Put these commands on the command line."""
+    for command in (curves, status, compare, ui, report):
+        app.command()(command)
+
+
+def find_run(run: Path, runs: Path) -> Path:
+    """A run given by its directory or by its name under `runs`."""
+    if (run / "run.yaml").exists() or not (runs / run / "run.yaml").exists():
+        return run
+    return runs / run
+
+
+def colour() -> bool:
+    """Whether stdout wants colour."""
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def curves(
+    run: RunDirs,
+    runs: RunsDir = Path("runs"),
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Draw this key of a round instead; repeat for more.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Write a figure, .png or .svg.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write a figure, .svg.")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print only data, one row a round.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Draw reward, held-out and more per round, of one or several runs."""
+    from selfkd.metrics import curves_document
+    from selfkd.viewer.lines import check_metrics, curves_csv
+    from selfkd.viewer.plots import save_figure, terminal_curves
+
+    if csv and as_json:
+        raise UsageError("--csv and --json exclude each other")
+    documents = [curves_document(find_run(r, runs)) for r in run]
+    metrics = check_metrics(documents, metric or [])
+    files = [path for path in (png, svg) if path]
+    for path in files:
+        save_figure(documents, path, metrics)
+    if as_json:
+        print(json.dumps(documents[0] if len(documents) == 1 else documents))
+    elif csv:
+        print(curves_csv(documents, metrics), end="")
+    else:
+        drawn = metrics or ["reward_mean", "heldout_reward"]
+        print(terminal_curves(documents, drawn, color=colour()))
+        for path in files:
+            print(f"written: {path}")
+
+
+def status(
+    run: RunDir,
+    runs: RunsDir = Path("runs"),
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Again whenever something changes, until it ends.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a run does now, how far it is, and what to look at."""
+    from selfkd.viewer.status import render_status, run_status, watch_status
+
+    path = find_run(run, runs)
+    if watch:
+        watch_status(path, as_json=as_json)
+        return
+    found = run_status(path)
+    print(json.dumps(found) if as_json else render_status(found))
+
+
+def compare(run: RunDirs, runs: RunsDir = Path("runs"), as_json: Json = False) -> None:
+    """Put two to six runs beside each other: curves, held-out difference, config."""
+    from selfkd.viewer.comparison import compare_runs
+    from selfkd.viewer.difference import render_comparison
+
+    found = compare_runs([find_run(r, runs) for r in run])
+    print(json.dumps(found) if as_json else render_comparison(found, color=colour()))
+
+
+def ui(
+    folder: Annotated[
+        Path, typer.Argument(metavar="[DIR]", help="A folder of runs, or one run.")
+    ] = Path("runs"),
+    host: Annotated[
+        str, typer.Option(help="Where to listen; beyond this machine a token is asked for.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="0: any free one; in use: the next free one.")
+    ] = 8642,
+    browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Serve a page with the runs of a folder: curves, samples, comparisons; it only reads."""
+    from selfkd.viewer.web.serve import serve
+
+    serve(folder, host=host, port=port, browser=browser)
+
+
+def report(
+    run: RunDir,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write.")] = Path(
+        "report.html"
+    ),
+    runs: RunsDir = Path("runs"),
+    samples: Annotated[int, typer.Option(min=0, help="Samples a round.")] = 8,
+) -> None:
+    """Write one run as a single HTML file that opens anywhere, without a server."""
+    from selfkd.viewer.web.report import write_report
+
+    size: Any = write_report(find_run(run, runs), out, samples=samples)
+    print(f"written: {out} ({size / 1e6:.1f} MB)")

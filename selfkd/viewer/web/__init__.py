@@ -1,0 +1,1 @@
+"""The local web page: a read-only view of a folder of runs."""

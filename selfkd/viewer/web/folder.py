@@ -1,0 +1,90 @@
+"""The folder of runs that a page shows, and what it tells about one of them."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfkd.alarms import alarms
+from selfkd.errors import DataError, UsageError
+from selfkd.metrics import recorded_rows
+from selfkd.rundir import read_lines, run_facts
+from selfkd.viewer.browse import sample_rounds
+from selfkd.viewer.lineage import policies
+from selfkd.viewer.listing import list_runs
+from selfkd.viewer.live import current_step
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder of runs; with `only`, one run of it."""
+
+    path: Path
+    only: str = ""
+
+    @classmethod
+    def at(cls, path: Path) -> "Folder":
+        """A folder of runs, or a single run. Raises UsageError where there is neither."""
+        if not path.is_dir():
+            raise UsageError("no such folder", where=str(path), remedy="name a folder of runs")
+        path = path.resolve()
+        return cls(path.parent, path.name) if (path / "run.yaml").is_file() else cls(path)
+
+    def run(self, name: str) -> Path:
+        """The directory of a run. Raises UsageError for anything but a run of this folder."""
+        path = self.path / name
+        plain = re.fullmatch(r"[^/\\\0]{1,255}", name) and not name.startswith(".")
+        if not plain or (self.only and name != self.only) or not (path / "run.yaml").is_file():
+            raise UsageError("no such run here; it may have been moved or deleted")
+        if path.resolve().parent != self.path.resolve():
+            raise UsageError("this run lies outside the folder")
+        return path
+
+    def listing(self) -> list[Row]:
+        """`list_runs`, newest first, with `rewards`, `heldout` (by round) and `alarms` (names)."""
+        rows = [r for r in list_runs(self.path) if not self.only or r["run"] == self.only]
+        return [row | _glance(self.path / row["run"]) for row in reversed(rows)]
+
+
+def _glance(run_dir: Path) -> Row:
+    try:
+        rounds = read_lines(run_dir / "metrics.jsonl")
+        found = alarms(rounds) if rounds else []
+    except (DataError, KeyError):  # damaged, or written by a version with other figures
+        rounds, found = [], []
+    return {
+        "rewards": [r.get("reward_mean") for r in rounds],
+        "heldout": [r.get("heldout_reward") for r in rounds],
+        "alarms": sorted({a.name for a in found}),
+        "critical": any(a.level == "critical" for a in found),
+    }
+
+
+def run_document(run_dir: Path) -> Row:
+    """All that a run's page shows but its samples and shapes.
+
+    The facts and `rounds` of `selfkd curves --json`, `alarms`, `current` (the step in progress),
+    `policies`, `labels` ({round: labels of its samples}) and `ending` (why it stopped, if it says).
+    """
+    rounds = recorded_rows(run_dir)
+    events = read_lines(run_dir / "events.jsonl")
+    facts = run_facts(run_dir)
+    keys = ("round", "name", "level", "message")
+    return {
+        **facts,
+        "rounds": rounds,
+        "alarms": [{k: getattr(a, k) for k in keys} for a in alarms(rounds)],
+        "current": current_step(run_dir) if facts["state"] == "running" else None,
+        "policies": policies(run_dir),
+        "labels": sample_rounds(run_dir),
+        "ending": _ending(events),
+    }
+
+
+def _ending(events: list[Row]) -> str:
+    last = events[-1] if events else {}
+    if last.get("event") not in ("run_finished", "stopped", "run_failed"):
+        return ""
+    return str(last.get("reason") or last.get("error") or last.get("message") or "")
