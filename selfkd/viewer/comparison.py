@@ -33,7 +33,7 @@ class Heldout:
     """Mean reward of the scored answers to a prompt."""
 
 
-def compare_runs(run_dirs: Sequence[Path], *, prompts: int = 20) -> Row:
+def compare_runs(run_dirs: Sequence[Path], *, prompts: int = 12) -> Row:
     """What `selfkd compare --json` prints.
 
     `runs` (facts and rounds as `curves --json` has them), `heldout` (each run against the first:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from selfkd.errors import UsageError
 from selfkd.ledger import disk_error
 from selfkd.terminal import one_line
-from selfkd.viewer.lines import Document, lines_of
+from selfkd.viewer.lines import TITLES, Document, lines_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,10 +28,11 @@ STYLE: Any = {
 }
 
 
-def save_figure(documents: Sequence[Document], path: Path) -> None:
+def save_figure(documents: Sequence[Document], path: Path, metrics: Sequence[str] = ()) -> None:
     """Write reward, pass@k and the shape of the samples over rounds as one .png or .svg figure.
 
-    Runs are told apart by colour, metrics by line style. Raises UsageError for another suffix.
+    Where `metrics` are named, those in one panel instead. Runs are told apart by colour, metrics
+    by line style. Raises UsageError for another suffix.
     """
     kind = path.suffix.lower().removeprefix(".")
     if kind not in {"png", "svg"}:
@@ -44,42 +45,64 @@ def save_figure(documents: Sequence[Document], path: Path) -> None:
         raise UsageError(
             "nothing to draw yet: no round has recorded anything", where=str(documents[0]["path"])
         )
-    data = _figure(documents, kind)
+    data = _figure(documents, kind, metrics)
     try:
         path.write_bytes(data)
     except OSError as error:
         raise disk_error(error, path) from error
 
 
-def _figure(documents: Sequence[Document], kind: str) -> bytes:
+def _figure(documents: Sequence[Document], kind: str, metrics: Sequence[str]) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
-        figure = Figure(figsize=(13.5, 5), layout="constrained")
-        reward, solved, shape = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
-        twin = shape.twinx()
-        for number, document in enumerate(documents):
-            color = PALETTE[number % len(PALETTE)] if len(documents) > 1 else None
-            _draw_reward(reward, document, color)
-            _draw_pass(solved, document, color)
-            _draw_shape(shape, twin, document, color)
-        reward.set(title="Reward", ylabel="mean reward")
-        low, high = reward.get_ylim()
-        reward.set_ylim(min(0.0, low), high)
-        solved.set(title="Pass@k", ylabel="prompts solved by k samples", ylim=(-0.02, 1.02))
-        shape.set(title="Length and diversity", ylabel="tokens a completion")
-        shape.set_ylim(bottom=0)
-        twin.set(ylabel="share distinct", ylim=(0, 1.05))
-        twin.spines["right"].set_visible(True)
-        for axes in (reward, solved, shape):
-            _dress(axes, several=len(documents) > 1)
+        size = (8.5, 5) if metrics else (13.5, 5)
+        figure = Figure(figsize=size, layout="constrained")
+        if metrics:
+            _draw_metrics(figure, documents, metrics)
+        else:
+            _draw_panels(figure, documents)
         _name_runs(figure, documents)
         out = io.BytesIO()
         figure.savefig(
             out, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None
         )
     return out.getvalue()
+
+
+def _draw_panels(figure: "Figure", documents: Sequence[Document]) -> None:
+    reward, solved, shape = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
+    twin = shape.twinx()
+    for number, document in enumerate(documents):
+        color = PALETTE[number % len(PALETTE)] if len(documents) > 1 else None
+        _draw_reward(reward, document, color)
+        _draw_pass(solved, document, color)
+        _draw_shape(shape, twin, document, color)
+    reward.set(title="Reward", ylabel="mean reward")
+    low, high = reward.get_ylim()
+    reward.set_ylim(min(0.0, low), high)
+    solved.set(title="Pass@k", ylabel="prompts solved by k samples", ylim=(-0.02, 1.02))
+    shape.set(title="Length and diversity", ylabel="tokens a completion")
+    shape.set_ylim(bottom=0)
+    twin.set(ylabel="share distinct", ylim=(0, 1.05))
+    twin.spines["right"].set_visible(True)
+    for axes in (reward, solved, shape):
+        _dress(axes, several=len(documents) > 1)
+
+
+def _draw_metrics(figure: "Figure", documents: Sequence[Document], metrics: Sequence[str]) -> None:
+    axes = figure.subplots()
+    dashes = ("-", "--", ":", "-.")
+    for number, document in enumerate(documents):
+        for place, metric in enumerate(metrics):
+            color = PALETTE[(number if len(documents) > 1 else place) % len(PALETTE)]
+            look: Any = {"ls": dashes[place % len(dashes)], "marker": "o", "color": color}
+            for line in lines_of([document], [metric]):
+                axes.plot(line.rounds, line.values, label=line.label, **look)
+    if len(metrics) == 1:
+        axes.set_ylabel(TITLES.get(metrics[0], metrics[0]))
+    _dress(axes, several=len(documents) > 1)
 
 
 def _draw_reward(axes: "Axes", document: Document, color: str | None) -> None:

@@ -1,9 +1,12 @@
 """What curves are made of: one metric of one run over rounds."""
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from selfkd.errors import UsageError
 from selfkd.terminal import one_line
 
 TITLES = {
@@ -34,10 +37,57 @@ def lines_of(documents: Sequence[Document], metrics: Sequence[str]) -> list[Line
     lines = []
     for document in documents:
         for metric in metrics:
-            rows = [r for r in document["rounds"] if r.get(metric) is not None]
+            rows = [flat_row(r) for r in document["rounds"]]
+            rows = [r for r in rows if r.get(metric) is not None]
             title = TITLES.get(metric, metric)
             label = f"{document['run']}: {title}" if len(documents) > 1 else title
             values = [float(r[metric]) for r in rows]
             if values:
                 lines.append(Line(one_line(label), [r["round"] for r in rows], values))
     return lines
+
+
+def check_metrics(documents: Sequence[Document], metrics: Sequence[str]) -> list[str]:
+    """`metrics`, each once. Raises UsageError for one that no round has as a number.
+
+    A key inside of another is named with a dot: `pass_at_k.8`, `seconds.train`.
+    """
+    rows = [flat_row(row) for document in documents for row in document["rounds"]]
+    known = {key for row in rows for key, value in row.items() if _is_number(value)} - {"round"}
+    for metric in metrics:
+        if metric not in known and rows:
+            listed = ", ".join(sorted(known))
+            raise UsageError(
+                f"no round has a number {metric!r}", where="--metric", remedy=f"there are: {listed}"
+            )
+    return list(dict.fromkeys(metrics))
+
+
+def flat_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A round's figures with inner ones beside the others: `seconds.train`, `dropped.duplicate`."""
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": inner for name, inner in flat_row(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def curves_csv(documents: Sequence[Document], metrics: Sequence[str] = ()) -> str:
+    """One line a round with `run`, `round` and the metrics asked for, or all; null is empty."""
+    rows = [
+        {"run": document["run"], **flat_row(row)}
+        for document in documents
+        for row in document["rounds"]
+    ]
+    keys = dict.fromkeys(("run", "round", *(metrics or (key for row in rows for key in row))))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(keys), extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()

@@ -60,6 +60,11 @@ def render_runs(rows: Sequence[Row]) -> str:
     if not rows:
         return "no runs here yet: start one with `selfkd run loops/rest_em.yaml`"
     table = [list(COLUMNS.values()), *([_cell(row, key) for key in COLUMNS] for row in rows)]
+    return align(table)
+
+
+def align(table: Sequence[Sequence[str]]) -> str:
+    """Cells as columns, two blanks apart."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "\n".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -124,10 +124,10 @@ def _spread(rewards: np.ndarray) -> Row | None:
 
 
 def _by_length(rewards: np.ndarray, lengths: np.ndarray) -> list[Row]:
-    """Mean reward over tenths of the completions, from the shortest to the longest."""
+    """Mean reward over sixths of the completions, from the shortest to the longest."""
     if not lengths.any():
         return []
-    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, 11), method="lower"))
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, 7), method="lower"))
     edges = np.append(edges, edges[-1] + 1)
     place = np.clip(np.searchsorted(edges, lengths, side="right") - 1, 0, len(edges) - 2)
     count = np.bincount(place, minlength=len(edges) - 1)

@@ -13,6 +13,7 @@ from selfkd.viewer.browse import sample_rounds
 from selfkd.viewer.lineage import policies
 from selfkd.viewer.listing import list_runs
 from selfkd.viewer.live import current_step
+from selfkd.viewer.status import ending
 
 Row = dict[str, Any]
 
@@ -69,7 +70,6 @@ def run_document(run_dir: Path) -> Row:
     `policies`, `labels` ({round: labels of its samples}) and `ending` (why it stopped, if it says).
     """
     rounds = recorded_rows(run_dir)
-    events = read_lines(run_dir / "events.jsonl")
     facts = run_facts(run_dir)
     keys = ("round", "name", "level", "message")
     return {
@@ -79,12 +79,5 @@ def run_document(run_dir: Path) -> Row:
         "current": current_step(run_dir) if facts["state"] == "running" else None,
         "policies": policies(run_dir),
         "labels": sample_rounds(run_dir),
-        "ending": _ending(events),
+        "ending": ending(run_dir),
     }
-
-
-def _ending(events: list[Row]) -> str:
-    last = events[-1] if events else {}
-    if last.get("event") not in ("run_finished", "stopped", "run_failed"):
-        return ""
-    return str(last.get("reason") or last.get("error") or last.get("message") or "")

@@ -19,7 +19,7 @@
     const rows = numbers.map((n) => ({round: n, ...Object.fromEntries(runs.map((r) => { const row = r.rounds.find((x) => x.round === n); return [r.run, row ? widen(row)[key] ?? null : null]; }))})).filter((row) => runs.some((r) => row[r.run] !== null));
     return {
       id: key, title, hint, wide: false, rows, legend: runs.map((r, i) => ({label: r.run, color: colour(i)})), columns: [{key: "round"}, ...runs.map((r) => ({key: r.run}))],
-      draw: (w, h) => selfkd.byRound(rows, w, h, {label: title.toLowerCase(), zero: true}, [
+      draw: (w, h) => selfkd.byRound(rows, w, h, {label: null, zero: true}, [
         ...runs.flatMap((r, i) => selfkd.line(rows, r.run, colour(i), {symbol: MARKS[i]})),
         selfkd.tip(rows, "round", (row) => row[runs.find((r) => row[r.run] !== null).run], (row) => [`round ${row.round}`, ...runs.map((r) => `${r.run}: ${number(row[r.run])}`)].join("\n")),
       ]),
@@ -43,7 +43,7 @@
 
   const prompts = (data) => {
     if (!data.prompts.length) return el("section", {class: "panel"}, el("h2", {}, "Same prompts"), el("p", {class: "empty"}, "The runs share no measured held-out prompt."));
-    const one = (p) => el("section", {class: "same"}, el("pre", {class: "text prompt"}, selfkd.visible(p.prompt ?? "")), p.answer !== null ? el("p", {class: "meta"}, `expected ${p.answer}`) : "", el("div", {class: "cards"}, data.runs.map((r, i) => el("article", {class: "sample"}, el("header", {}, el("a", {href: selfkd.path("runs", r.run, "prompts", p.prompt_id)}, r.run), " ", selfkd.verdict({status: "ok", reward: p.rewards[i]})), el("pre", {class: "text"}, selfkd.visible(p.completions[i] ?? ""))))));
+    const one = (p) => el("section", {class: "same"}, el("pre", {class: "said prompt"}, selfkd.visible(p.prompt ?? "")), p.answer !== null ? el("p", {class: "meta"}, `expected ${p.answer}`) : "", el("div", {class: "cards"}, data.runs.map((r, i) => el("article", {class: "sample"}, el("header", {}, el("a", {href: selfkd.path("runs", r.run, "prompts", p.prompt_id)}, r.run), " ", selfkd.verdict({status: "ok", reward: p.rewards[i]})), el("pre", {class: "said"}, selfkd.visible(p.completions[i] ?? ""))))));
     return el("section", {class: "panel"}, el("h2", {}, "Same prompts"), el("p", {class: "hint"}, "Held-out answers, those first where the runs differ most."), data.prompts.map(one));
   };
 

@@ -14,7 +14,7 @@
   const frame = (width, height, x, y, marks, more = {}) => Plot.plot({
     width, height, className: "plot", marginLeft: 46, marginRight: more.marginRight || 18, marginBottom: 38, marginTop: 22,
     style: {fontSize: "12px", background: "transparent", overflow: "visible"},
-    x, y: {grid: false, ...y}, marks: [Plot.gridY({...GRID, ticks: y.ticks}), ...marks], ...more,
+    x, y: {grid: false, ...y}, marks: [y.axis === null ? null : Plot.gridY({...GRID, ticks: y.ticks}), ...marks], ...more,
   });
 
   selfkd.byRound = (rows, width, height, y, marks, more) => {

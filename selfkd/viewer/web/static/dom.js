@@ -103,6 +103,6 @@ selfkd.table = (columns, rows, {caption, limit = Infinity} = {}) => {
     const shown = c.show ? c.show(value, row) : typeof value === "number" ? selfkd.number(value) : (value ?? "–");
     return el("td", {"data-key": c.key, "data-value": typeof value === "number" ? String(value) : null, class: c.text ? "text" : null}, shown);
   })));
-  const table = el("table", {}, caption && el("caption", {}, caption), el("thead", {}, head), el("tbody", {}, body));
+  const table = el("table", {}, el("thead", {}, head), el("tbody", {}, body));
   return el("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": caption || "table"}, table);
 };

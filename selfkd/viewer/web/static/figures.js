@@ -51,11 +51,14 @@
   // Shows figures in `place`; those that are there already are drawn anew only where data changed.
   selfkd.figures = (place, specs) => {
     const present = new Map([...place.children].map((node) => [node.id, figures.get(node)]));
+    let before = null;
     for (const spec of specs) {
       const figure = present.get(`figure-${spec.id}`) || make(spec);
       const content = JSON.stringify([spec.rows, spec.hint, spec.empty, spec.legend]);
       figure.spec = spec;
-      if (!figure.node.isConnected) place.append(figure.node);
+      const next = before ? before.nextSibling : place.firstChild;
+      if (figure.node !== next) place.insertBefore(figure.node, next);
+      before = figure.node;
       if (figure.drawn === content) continue;
       figure.drawn = content;
       figure.hint.textContent = spec.hint;

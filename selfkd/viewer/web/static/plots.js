@@ -62,16 +62,19 @@
       id: "histogram", title: "Rewards, round by round", rows,
       hint: "Each strip is a round, and a bar the share of samples with that reward. Mass should move to the right; two humps mean prompts that are solved and prompts that are not.",
       columns: [round, col("low", "from"), col("high", "to"), col("count", "samples"), col("share", "share", {show: share})],
-      height: () => 54 + rounds.length * 34,
+      height: () => 64 + rounds.length * 46,
       draw: (w, h) => {
         const shown = rows.filter((r) => rounds.includes(r.round));
-        const few = new Set(rows.map((r) => r.low)).size <= 12;
-        const middles = [...new Set(rows.map((r) => (r.low + r.high) / 2))];
-        return frame(w, h, {label: "reward", labelArrow: "right", ...(few ? {ticks: middles, tickFormat: (v) => number(v, 2)} : {ticks: 6})}, {axis: null, domain: [0, Math.max(...shown.map((r) => r.share)) * 1.05]}, [
-          Plot.rect(shown, {x1: "low", x2: "high", y1: 0, y2: "share", fy: "round", fill: REWARD, fillOpacity: 0.75, inset: 1, insetBottom: 0, tip: false}),
+        const middles = [...new Set(shown.map((r) => (r.low + r.high) / 2))];
+        const few = middles.length <= 12;
+        const top = Math.max(...shown.map((r) => r.share)) * (few ? 1.45 : 1.05);
+        const x = {label: "reward", labelArrow: "right", ...(few ? {ticks: middles, tickFormat: (v) => number(v, 2)} : {ticks: 6})};
+        const named = few && middles.length <= w / 60;
+        return frame(w, h, x, {axis: null, domain: [0, top]}, [
+          Plot.rect(shown, {x1: "low", x2: "high", y1: 0, y2: "share", fy: "round", fill: REWARD, fillOpacity: 0.7, insetLeft: 1, insetRight: 1}),
           Plot.ruleY([0], {stroke: "var(--line)"}),
-          few ? Plot.text(shown.filter((r) => r.share > 0), {x: (r) => (r.low + r.high) / 2, y: 0, dy: -8, fy: "round", text: (r) => share(r.share), fill: "var(--text)", stroke: "var(--panel)", strokeWidth: 3}) : null,
-        ].filter(Boolean), {fy: {label: "round", domain: rounds, padding: 0.15, axis: "left", tickFormat: "d"}});
+          named ? Plot.text(shown.filter((r) => r.count), {x: (r) => (r.low + r.high) / 2, y: "share", dy: -8, fy: "round", text: (r) => share(r.share), fill: "var(--text)", fontSize: 11}) : null,
+        ].filter(Boolean), {fy: {label: "round", domain: rounds, padding: 0.08, axis: "left", tickFormat: "d"}});
       },
     };
   };
@@ -126,12 +129,12 @@
 
   const lengthReward = (shapes) => {
     const rows = shapes.flatMap((s) => s.by_length.map((b) => ({round: s.round, ...b})));
-    const rounds = some([...new Set(rows.map((r) => r.round))], 5);
+    const rounds = some([...new Set(rows.map((r) => r.round))], 3);
     const shade = (r) => `color-mix(in oklab, var(--reward) ${rounds.length > 1 ? 30 + (70 * rounds.indexOf(r)) / (rounds.length - 1) : 100}%, var(--gold))`;
     const shown = rows.filter((r) => rounds.includes(r.round)).map((r) => ({...r, color: shade(r.round)}));
     return {
       id: "length-reward", title: "Length against reward", rows,
-      hint: "Each line is a round, each dot about a tenth of its samples. A judge that pays for length by itself shows a line that climbs to the right, and later rounds that move there.",
+      hint: "Each line is a round, each dot about a sixth of its samples. A judge that pays for length by itself shows a line that climbs to the right, and later rounds that move there.",
       legend: rounds.map((r) => ({label: `round ${r}`, color: shade(r)})),
       columns: [round, col("low", "tokens from"), col("high", "to"), col("length_mean", "mean tokens"), col("count", "samples"), col("reward_mean", "mean reward")],
       draw: (w, h) => frame(w, h, {label: "tokens a completion", labelArrow: "right", ticks: Math.max(3, Math.round(w / 90))}, {label: "mean reward", ticks: 5, nice: true, zero: true}, [
@@ -167,7 +170,7 @@
     }
     return {
       id, title, hint, rows, columns: [round, col("step", "optimiser step"), col(key, title.toLowerCase())],
-      draw: (w, h) => frame(w, h, {label: "optimiser steps of all rounds", labelArrow: "right", ticks: Math.max(3, Math.round(w / 90)), tickFormat: "d"}, {label: title.toLowerCase(), ticks: 5, nice: true, zero: true}, [
+      draw: (w, h) => frame(w, h, {label: "optimiser steps of all rounds", labelArrow: "right", ticks: Math.max(3, Math.round(w / 90)), tickFormat: "d"}, {label: null, ticks: 5, nice: true, zero: true}, [
         Plot.ruleX(borders, {x: "at", stroke: "var(--line)", strokeDasharray: "2 3"}), Plot.text(some(borders, Math.max(2, Math.floor(w / 70))), {x: "at", frameAnchor: "top", dy: -12, dx: 2, textAnchor: "start", text: (b) => `round ${b.round}`, fill: "var(--muted)"}),
         Plot.line(rows, {x: "at", y: key, z: "round", stroke: REWARD, strokeWidth: 1.7}), rows.length < 200 ? Plot.dot(rows, {x: "at", y: key, fill: REWARD, r: 2}) : null,
         tip(rows, "at", key, (r) => `round ${r.round}, step ${r.step}\n${number(r[key])}`),

@@ -11,7 +11,7 @@
   const fact = (title, value) => [el("dt", {}, title), el("dd", {}, value)];
   const rounds = (list, label, policy) => (list.length ? list.map((r, i) => [i ? ", " : "", selfkd.samplesLink({round: r, label, policy}, `round ${r}`)]) : "none yet");
 
-  const example = (e) => el("li", {}, e.samples.map((s, i) => [el("div", {class: "row-head"}, el("span", {class: "meta"}, e.samples.length === 2 ? (i ? "rejected, " : "chosen, ") : "", `by `, selfkd.policyLink(s.policy), ` in round ${s.round}`, e.weight !== 1 ? `, weight ${number(e.weight)}` : ""), selfkd.promptLink(e.prompt_id, s.id, "the sample and its prompt")), el("pre", {class: "text clip"}, selfkd.visible(s.completion))]));
+  const example = (e) => el("li", {}, e.samples.map((s, i) => [el("div", {class: "row-head"}, el("span", {class: "meta"}, e.samples.length === 2 ? (i ? "rejected, " : "chosen, ") : "", `by `, selfkd.policyLink(s.policy), ` in round ${s.round}`, e.weight !== 1 ? `, weight ${number(e.weight)}` : ""), selfkd.promptLink(e.prompt_id, s.id, "the sample and its prompt")), el("pre", {class: "said clip"}, selfkd.visible(s.completion))]));
 
   const show = (p) => {
     const gate = p.gate ? `${p.gate.decision.replace("_", " ")} (held-out ${selfkd.signed(p.gate.delta)} against ${p.gate.best}, p of a fall ${number(p.gate.p_value)})` : "not gated";

@@ -24,7 +24,7 @@
   });
 
   selfkd.follow(() => selfkd.path("api", "runs", selfkd.run, "prompts", prompt), (story) => {
-    place.replaceChildren(el("h1", {}, "One prompt"), el("pre", {class: "text prompt"}, selfkd.visible(story.text ?? "")), el("dl", {class: "fields"}, el("dt", {}, "expected"), el("dd", {}, story.answer ?? "no reference answer"), el("dt", {}, "id"), el("dd", {}, el("code", {}, story.prompt))), el("p", {class: "hint"}, "Policy, decision and example of each sample link on: forward to the policy that learnt it, back to the one that made it. j and k go through the samples."), story.groups.map(group));
+    place.replaceChildren(el("h1", {}, "One prompt"), el("pre", {class: "said prompt"}, selfkd.visible(story.text ?? "")), el("dl", {class: "fields"}, el("dt", {}, "expected"), el("dd", {}, story.answer ?? "no reference answer"), el("dt", {}, "id"), el("dd", {}, el("code", {}, story.prompt))), el("p", {class: "hint"}, "Policy, decision and example of each sample link on: forward to the policy that learnt it, back to the one that made it. j and k go through the samples."), story.groups.map(group));
     const hash = decodeURIComponent(location.hash.slice(1));
     const target = hash && document.getElementById(hash);
     if (target && !jumped) { jumped = true; go(target); target.scrollIntoView({block: "center"}); }

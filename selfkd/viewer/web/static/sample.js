@@ -63,7 +63,7 @@
   // One sample in full; `more` says what became of it (decisions, examples), where that was asked.
   selfkd.sampleCard = (s, {prompt = false} = {}) => el("article", {class: "sample", id: s.sample_id, tabindex: "-1"},
     el("header", {}, selfkd.verdict(s), " ", selfkd.decision(s), el("span", {class: "meta"}, `${s.tokens} tokens, ${s.finish === "length" ? "cut at the limit" : "finished"}`)),
-    prompt && el("pre", {class: "text prompt"}, s.prompt ?? ""), el("pre", {class: "text"}, s.completion === "" ? el("em", {}, "empty") : selfkd.visible(s.completion)),
+    prompt && el("pre", {class: "said prompt"}, s.prompt ?? ""), el("pre", {class: "said"}, s.completion === "" ? el("em", {}, "empty") : selfkd.visible(s.completion)),
     el("dl", {class: "fields"}, fact("expected", s.answer), fact("judge read", s.verdict_answer), fact("rationale", s.rationale), fact("judge", s.judge),
       fact("made by", [selfkd.policyLink(s.policy), s.view && s.view !== "plain" ? `, view ${s.view}` : ""]),
       s.decisions && s.decisions.length > 1 && fact("decided", s.decisions.map((d) => `round ${d.round}: ${d.kept ? "kept" : d.reason}`).join("; ")),

@@ -44,7 +44,7 @@
 
   const item = (s, i) => el("li", {tabindex: "-1", "data-id": s.sample_id, onfocus: () => { at = i; mark(); }},
     el("div", {class: "row-head"}, selfkd.verdict(s), selfkd.decision(s), el("span", {class: "meta"}, `${s.tokens} tokens${s.finish === "length" ? ", cut" : ""} · `, selfkd.policyLink(s.policy)), selfkd.promptLink(s.prompt_id, s.sample_id, "all samples of this prompt")),
-    el("pre", {class: "text prompt clip"}, selfkd.visible(s.prompt ?? "")), el("pre", {class: "text clip"}, s.completion === "" ? el("em", {}, "empty") : selfkd.visible(s.completion)),
+    el("pre", {class: "said prompt clip"}, selfkd.visible(s.prompt ?? "")), el("pre", {class: "said clip"}, s.completion === "" ? el("em", {}, "empty") : selfkd.visible(s.completion)),
     el("p", {class: "meta"}, [s.answer !== null && s.answer !== undefined ? `expected ${s.answer}` : "", s.verdict_answer !== null && s.verdict_answer !== undefined ? `judge read ${s.verdict_answer}` : "", s.rationale ? `because ${s.rationale}` : ""].filter(Boolean).join(" · ")));
 
   const mark = () => [...list.children].forEach((node, i) => node.classList.toggle("current", i === at));

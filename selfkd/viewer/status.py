@@ -1,0 +1,82 @@
+"""What a run does now, in a few lines; again and again while it goes on."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from selfkd.alarms import alarms
+from selfkd.metrics import recorded_rows
+from selfkd.rundir import read_lines, run_facts
+from selfkd.terminal import one_line
+from selfkd.viewer.live import current_step, stamp
+
+Row = dict[str, Any]
+
+WAIT = 1.0
+"""Seconds between two looks at a run."""
+
+
+def run_status(run_dir: Path) -> Row:
+    """The facts of `curves --json`, `round` (the newest row, or null), `current` and `alarms`.
+
+    `current` is the step in progress of a run that goes on: round, verb, label, done, total, since.
+    """
+    facts, rows = run_facts(run_dir), recorded_rows(run_dir)
+    found = [{"round": a.round, "level": a.level, "message": a.message} for a in alarms(rows)]
+    return {
+        **facts,
+        "round": rows[-1] if rows else None,
+        "current": current_step(run_dir) if facts["state"] == "running" else None,
+        "ending": ending(run_dir),
+        "alarms": found,
+    }
+
+
+def ending(run_dir: Path) -> str:
+    """Why the run ended, if it says; empty while it goes on."""
+    last = next(reversed(read_lines(run_dir / "events.jsonl")), {})
+    if last.get("event") not in ("run_finished", "stopped", "run_failed"):
+        return ""
+    return str(last.get("reason") or last.get("error") or last.get("message") or "")
+
+
+def render_status(found: Row) -> str:
+    """A run's status as text of a few lines."""
+    name, state = one_line(found["run"]), found["state"]
+    lines = [f"{name}: {state}, {found['loop']} on {found['model']}, judged by {found['judge']}"]
+    row, step = found["round"], found["current"]
+    if row:
+        planned = f" of {found['planned_rounds']}" if found["planned_rounds"] else ""
+        figures = [
+            f"{title} {row[key]:.3f}"
+            for key, title in (("reward_mean", "reward"), ("heldout_reward", "held-out"))
+            if row[key] is not None
+        ]
+        lines.append(f"  round {row['round']}{planned}" + "".join(f", {f}" for f in figures))
+    if step:
+        label = f" ({step['label']})" if step["label"] else ""
+        total = f" of {step['total']}" if step["total"] else ""
+        lines.append(f"  now: {step['verb']}{label} {step['done']}{total}")
+    if found["ending"]:
+        lines.append(f"  ended: {one_line(found['ending'])}")
+    lines += [f"  {a['level']}: round {a['round']}: {one_line(a['message'])}" for a in found["alarms"]]
+    return "\n".join(lines)
+
+
+def watch_status(run_dir: Path, *, as_json: bool = False) -> None:
+    """Print the status, and again whenever it changed, until the run no longer goes on."""
+    seen = ""
+    while True:
+        mark = stamp(run_dir)
+        if mark != seen:
+            found = run_status(run_dir)
+            print(json.dumps(found) if as_json else render_status(found), flush=True)
+            if found["state"] != "running":
+                return
+            seen = mark
+        try:
+            time.sleep(WAIT)
+        except KeyboardInterrupt:
+            sys.exit(0)
