@@ -2,6 +2,7 @@
 
 import json
 import math
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,16 @@ from selfkd.viewer.web.guard import Guard
 
 HERE = Path(__file__).parent
 PAGE_LIMIT = 200
+DRAWING = ("vendor/d3.min", "vendor/plot.min", "figures", "curves", "rewards", "verbs", "plots")
+SCRIPTS = {
+    "runs": ("vendor/d3.min", "runs"),
+    "run": (*DRAWING, "sample", "run"),
+    "samples": ("sample", "samples"),
+    "prompt": ("sample", "prompt"),
+    "policy": ("sample", "policy"),
+    "compare": (*DRAWING, "sample", "compare"),
+}
+"""Page -> its scripts, after the one that all need."""
 TEMPLATES = Environment(
     loader=FileSystemLoader(HERE / "templates"),
     autoescape=select_autoescape(default=True),
@@ -56,6 +67,7 @@ def make_app(folder: Folder, *, hosts: tuple[str, ...] = (), token: str = "") ->
     handlers: dict[Any, Any] = {SelfkdError: _explain, OSError: _explain_gone}
     app = Starlette(routes=routes, middleware=[guard], exception_handlers=handlers)
     app.state.folder = folder
+    app.state.born = secrets.token_hex(4)
     return app
 
 
@@ -64,7 +76,9 @@ def make_app(folder: Folder, *, hosts: tuple[str, ...] = (), token: str = "") ->
 
 def _render(request: Request, script: str, title: str, run: str = "") -> Response:
     folder: Folder = request.app.state.folder
-    facts = {"script": script, "title": title, "run": run, "folder": str(folder.path)}
+    scripts = ("dom", *SCRIPTS[script])
+    facts = {"script": script, "scripts": scripts, "title": title, "run": run}
+    facts |= {"folder": str(folder.path)}
     return HTMLResponse(TEMPLATES.get_template("page.html").render(facts))
 
 
@@ -154,7 +168,7 @@ def _number(request: Request, key: str) -> float | None:
 
 def _fresh(request: Request, mark: str, read: Callable[[], Any]) -> Response:
     """What `read` gives as JSON, or 304 where the browser has it already."""
-    tag = f'"{mark}"'
+    tag = f'"{mark}-{request.app.state.born}"'
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers={"ETag": tag})
     body = json.dumps(finite(read()), allow_nan=False)

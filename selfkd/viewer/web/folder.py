@@ -39,14 +39,19 @@ class Folder:
         plain = re.fullmatch(r"[^/\\\0]{1,255}", name) and not name.startswith(".")
         if not plain or (self.only and name != self.only) or not (path / "run.yaml").is_file():
             raise UsageError("no such run here; it may have been moved or deleted")
-        if path.resolve().parent != self.path.resolve():
-            raise UsageError("this run lies outside the folder")
+        if not self._holds(path):
+            raise UsageError("this run lies outside of the folder; serve the folder that it is in")
         return path
+
+    def _holds(self, path: Path) -> bool:
+        """Whether a run is really here and not a link to elsewhere."""
+        return path.resolve().parent == self.path.resolve()
 
     def listing(self) -> list[Row]:
         """`list_runs`, newest first, with `rewards`, `heldout` (by round) and `alarms` (names)."""
         rows = [r for r in list_runs(self.path) if not self.only or r["run"] == self.only]
-        return [row | _glance(self.path / row["run"]) for row in reversed(rows)]
+        here = [row for row in reversed(rows) if self._holds(Path(row["path"]))]
+        return [row | _glance(Path(row["path"])) for row in here]
 
 
 def _glance(run_dir: Path) -> Row:

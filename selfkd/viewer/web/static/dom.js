@@ -10,7 +10,12 @@ selfkd.el = (name, attributes, ...children) => {
     else if (key === "color") node.style.setProperty("--color", value);
     else node.setAttribute(key, value === true ? "" : value);
   }
-  node.append(...children.flat(Infinity).filter((c) => c !== null && c !== undefined && c !== false).map((c) => (c instanceof Node ? c : document.createTextNode(String(c)))));
+  node.append(
+    ...children
+      .flat(Infinity)
+      .filter((c) => c !== null && c !== undefined && c !== false)
+      .map((c) => (c instanceof Node ? c : document.createTextNode(String(c)))),
+  );
   return node;
 };
 
@@ -21,8 +26,14 @@ selfkd.number = (value, digits = 3) => {
   if (size !== 0 && (size < 0.001 || size >= 1e6)) return value.toExponential(2);
   return size >= 100 ? value.toFixed(0) : size >= 10 ? value.toFixed(1) : value.toFixed(digits);
 };
-selfkd.share = (value) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(value && Math.abs(value) < 0.1 ? 1 : 0)} %`);
-selfkd.signed = (value) => (value === null || value === undefined ? "–" : (value < 0 ? "−" : "+") + Math.abs(value).toFixed(3));
+selfkd.share = (value) =>
+  value === null || value === undefined
+    ? "–"
+    : `${(100 * value).toFixed(value && Math.abs(value) < 0.1 ? 1 : 0)} %`;
+selfkd.signed = (value) =>
+  value === null || value === undefined
+    ? "–"
+    : (value < 0 ? "−" : "+") + Math.abs(value).toFixed(3);
 selfkd.sum = (values) => values.reduce((a, b) => a + (b || 0), 0);
 
 selfkd.path = (...parts) => "/" + parts.map(encodeURIComponent).join("/");
@@ -44,7 +55,11 @@ selfkd.get = async (url) => {
   }
   const text = await answer.text();
   let data;
-  try { data = JSON.parse(text); } catch { data = {error: text.slice(0, 300)}; }
+  try {
+    data = JSON.parse(text);
+  } catch {
+    data = {error: text.slice(0, 300)};
+  }
   if (!answer.ok) throw new Error(data.error || `the server answered ${answer.status}`);
   return {data, tag: answer.headers.get("ETag")};
 };
@@ -82,7 +97,11 @@ selfkd.csv = (columns, rows) => {
     const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
     return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
-  return [columns.map((c) => cell(c.key)), ...rows.map((row) => columns.map((c) => cell(row[c.key])))].map((cells) => cells.join(",")).join("\n") + "\n";
+  return (
+    [columns.map((c) => cell(c.key)), ...rows.map((row) => columns.map((c) => cell(row[c.key])))]
+      .map((cells) => cells.join(","))
+      .join("\n") + "\n"
+  );
 };
 
 selfkd.download = (name, text, type = "text/csv") => {
@@ -97,12 +116,38 @@ selfkd.download = (name, text, type = "text/csv") => {
 // Scrolls within itself and by keyboard, so that the page never scrolls sideways.
 selfkd.table = (columns, rows, {caption, limit = Infinity} = {}) => {
   const {el} = selfkd;
-  const head = el("tr", {}, columns.map((c) => el("th", {scope: "col", class: c.text ? "text" : null}, c.title || c.key)));
-  const body = rows.slice(0, limit).map((row) => el("tr", {}, columns.map((c) => {
-    const value = row[c.key];
-    const shown = c.show ? c.show(value, row) : typeof value === "number" ? selfkd.number(value) : (value ?? "–");
-    return el("td", {"data-key": c.key, "data-value": typeof value === "number" ? String(value) : null, class: c.text ? "text" : null}, shown);
-  })));
+  const head = el(
+    "tr",
+    {},
+    columns.map((c) => el("th", {scope: "col", class: c.text ? "text" : null}, c.title || c.key)),
+  );
+  const body = rows.slice(0, limit).map((row) =>
+    el(
+      "tr",
+      {},
+      columns.map((c) => {
+        const value = row[c.key];
+        const shown = c.show
+          ? c.show(value, row)
+          : typeof value === "number"
+            ? selfkd.number(value)
+            : (value ?? "–");
+        return el(
+          "td",
+          {
+            "data-key": c.key,
+            "data-value": typeof value === "number" ? String(value) : null,
+            class: c.text ? "text" : null,
+          },
+          shown,
+        );
+      }),
+    ),
+  );
   const table = el("table", {}, el("thead", {}, head), el("tbody", {}, body));
-  return el("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": caption || "table"}, table);
+  return el(
+    "div",
+    {class: "scroll", tabindex: "0", role: "region", "aria-label": caption || "table"},
+    table,
+  );
 };

@@ -10,13 +10,27 @@
     }
   });
 
-  const key = (entries) => el("ul", {class: "legend"}, entries.map((e) => el("li", {}, el("span", {class: `swatch ${e.shape || "line"}`, color: e.color, "aria-hidden": "true"}), e.label)));
+  const key = (entries) =>
+    el(
+      "ul",
+      {class: "legend"},
+      entries.map((e) =>
+        el(
+          "li",
+          {},
+          el("span", {class: `swatch ${e.shape || "line"}`, color: e.color, "aria-hidden": "true"}),
+          e.label,
+        ),
+      ),
+    );
 
   const draw = (figure) => {
     const {spec, canvas} = figure;
     figure.width = canvas.clientWidth;
     if (!figure.width || !spec.rows.length || spec.empty) return;
-    const height = spec.height ? spec.height(figure.width) : Math.round(Math.min(320, Math.max(200, figure.width * 0.52)));
+    const height = spec.height
+      ? spec.height(figure.width)
+      : Math.round(Math.min(320, Math.max(200, figure.width * 0.52)));
     const plot = spec.draw(figure.width, height);
     plot.querySelectorAll("style").forEach((style) => style.remove()); // style.css has the rules
     plot.setAttribute("role", "img");
@@ -32,7 +46,15 @@
     const details = el("details", {}, el("summary", {}, "Numbers"));
     const legend = el("div");
     const hint = el("p", {class: "hint"});
-    const node = el("figure", {id: `figure-${spec.id}`, class: spec.wide ? "wide" : null}, el("h2", {}, spec.title), hint, legend, canvas, details);
+    const node = el(
+      "figure",
+      {id: `figure-${spec.id}`, class: spec.wide ? "wide" : null},
+      el("h2", {}, spec.title),
+      hint,
+      legend,
+      canvas,
+      details,
+    );
     const figure = {spec, canvas, details, legend, hint, node, width: 0, drawn: ""};
     figures.set(node, figure);
     details.addEventListener("toggle", () => fill(figure));
@@ -43,9 +65,27 @@
   const fill = (figure) => {
     const {details, spec} = figure;
     if (!details.open && details.children.length === 1) return;
-    const save = el("button", {type: "button", onclick: () => selfkd.download(`${spec.id}.csv`, selfkd.csv(spec.columns, spec.rows))}, "Save as CSV");
-    details.replaceChildren(details.firstChild, selfkd.table(spec.columns, spec.rows, {caption: spec.title, limit: 500}), save);
-    if (spec.rows.length > 500) details.append(el("p", {class: "hint"}, `The first 500 of ${selfkd.number(spec.rows.length)} rows; the CSV has all.`));
+    const save = el(
+      "button",
+      {
+        type: "button",
+        onclick: () => selfkd.download(`${spec.id}.csv`, selfkd.csv(spec.columns, spec.rows)),
+      },
+      "Save as CSV",
+    );
+    details.replaceChildren(
+      details.firstChild,
+      selfkd.table(spec.columns, spec.rows, {caption: spec.title, limit: 500}),
+      save,
+    );
+    if (spec.rows.length > 500)
+      details.append(
+        el(
+          "p",
+          {class: "hint"},
+          `The first 500 of ${selfkd.number(spec.rows.length)} rows; the CSV has all.`,
+        ),
+      );
   };
 
   // Shows figures in `place`; those that are there already are drawn anew only where data changed.
@@ -70,7 +110,11 @@
       fill(figure);
     }
     for (const [id, figure] of present) {
-      if (figure && !specs.some((s) => `figure-${s.id}` === id)) { resize.unobserve(figure.canvas); figures.delete(figure.node); figure.node.remove(); }
+      if (figure && !specs.some((s) => `figure-${s.id}` === id)) {
+        resize.unobserve(figure.canvas);
+        figures.delete(figure.node);
+        figure.node.remove();
+      }
     }
   };
 })();
