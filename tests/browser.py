@@ -76,12 +76,12 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 20) -> Any:
-        """The value of an expression once it is true."""
+    def wait(self, expression: str, seconds: float = 20) -> None:
+        """Wait until an expression is true."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if value := self.evaluate(expression):
-                return value
+            if self.evaluate(f"Boolean({expression})"):
+                return
             time.sleep(0.05)
         text = self.evaluate("document.body.innerText.slice(0, 2000)")
         raise AssertionError(f"never true: {expression}\n{text}\n{self.problems}")
