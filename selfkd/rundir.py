@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
@@ -104,6 +105,12 @@ def codes(column: pa.ChunkedArray) -> np.ndarray:
     """Strings as numbers from 0, equal where the strings are."""
     encoded = column.combine_chunks().dictionary_encode()
     return encoded.indices.to_numpy(zero_copy_only=False)
+
+
+def places(wanted: pa.ChunkedArray, among: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Where each of `wanted` first is in `among`; null where it is not."""
+    options = pc.SetLookupOptions(value_set=among)
+    return pc.call_function("index_in", [wanted], options)
 
 
 def counts(column: pa.ChunkedArray) -> dict[str, int]:

@@ -89,7 +89,9 @@ class Page:
     def open(self, url: str, ready: str = "true") -> None:
         """Go to an address and wait until `ready` is true there."""
         self.call("Page.navigate", url=url)
-        self.wait(f"location.href !== 'about:blank' && document.readyState === 'complete' && ({ready})")
+        self.wait(
+            f"location.href !== 'about:blank' && document.readyState === 'complete' && ({ready})"
+        )
 
     def resize(self, width: int, height: int, *, dark: bool = False) -> None:
         """The size of the window in CSS pixels, and the colour scheme it prefers."""
@@ -97,6 +99,13 @@ class Page:
         self.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
+
+    def fill(self, selector: str, value: str) -> None:
+        """Give a field of a form a value, as a person would."""
+        field = f"document.querySelector({json.dumps(selector)})"
+        self.evaluate(f"{field}.value = {json.dumps(value)}")
+        for event in ("input", "change"):
+            self.evaluate(f"{field}.dispatchEvent(new Event('{event}'))")
 
     def press(self, key: str) -> None:
         """One key, as from a keyboard."""

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DATA = (".py", ".yaml", ".txt")
+DATA = (".py", ".yaml", ".txt", ".js", ".css", ".html")
 
 
 def build(source: Path, out: Path, *kinds: str) -> None:
@@ -30,7 +30,16 @@ def build(source: Path, out: Path, *kinds: str) -> None:
 def built(tmp_path_factory) -> Path:
     """A folder with the sdist and the wheel of a clean copy of this tree."""
     folder = tmp_path_factory.mktemp("built")
-    names = ("pyproject.toml", "README.md", "LICENSE", "selfkd", "loops", "judges", "tests")
+    names = (
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "NOTICE",
+        "selfkd",
+        "loops",
+        "judges",
+        "tests",
+    )
     (folder / "tree").mkdir()
     for name in names:
         if (ROOT / name).is_file():
@@ -62,6 +71,10 @@ def test_the_wheel_holds_everything_and_only_under_selfkd(built):
     assert wanted <= wheel.keys(), sorted(wanted - wheel.keys())
     assert "selfkd = selfkd.cli:main" in wheel[f"{info}/entry_points.txt"].decode()
     assert b"Apache License" in wheel[f"{info}/licenses/LICENSE"]
+    assert b"Mike Bostock" in wheel[f"{info}/licenses/NOTICE"]
+    vendored = "selfkd/viewer/web/static/vendor"
+    for name in ("d3.min.js", "d3.LICENSE.txt", "plot.min.js", "plot.LICENSE.txt"):
+        assert f"{vendored}/{name}" in wheel
 
 
 def test_the_wheel_of_the_sdist_is_the_same(built, tmp_path):

@@ -63,7 +63,10 @@ def learn(ledger, sample) -> None:
     step = ledger.step(0, "train", "", {"start_name": "base"})
     row = Example("sft-0", sample.prompt.id, (sample.id,), (1,), sample.tokens)
     step.write(0, rows_table([row], EXAMPLES))
-    log = [{"step": i + 1, "total_steps": 3, "loss": 2.0 - i, "grad_norm": float("inf")} for i in (0, 1)]
+    log = [
+        {"step": i + 1, "total_steps": 3, "loss": 2.0 - i, "grad_norm": float("inf")}
+        for i in (0, 1)
+    ]
     (step.path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     facts = {"policy": "round-1", "start": "base", "examples": 1, "steps": 3, "tokens": 12}
     step.finish(facts | {"loss_first": 2.0, "loss_last": 1.0}, seconds=4.0)
@@ -157,7 +160,12 @@ def test_a_page_of_samples_goes_on_where_the_last_ended(web):
     ids = [row["sample_id"] for row in first["rows"] + second["rows"]]
     assert ids == [f"0--{i}" for i in range(6)]
     row = first["rows"][0]
-    assert (row["reward"], row["rationale"], row["kept"], row["tokens"]) == (1.0, "so it is", True, 2)
+    assert (row["reward"], row["rationale"], row["kept"], row["tokens"]) == (
+        1.0,
+        "so it is",
+        True,
+        2,
+    )
     assert row["prompt"] == "0 + 1 =" and row["answer"] == "1" and row["policy"] == "base"
     assert first["reasons"] == {"low": 3, "duplicate": 1, "kept": 1, "no reward": 1}
     assert first["statuses"] == {"ok": 5, "unparsed": 1}
@@ -326,7 +334,9 @@ def test_pages_hold_no_inline_script_and_nothing_from_elsewhere(web):
         assert not re.search(r"(src|href)=\"(https?:)?//", text)
     for script in Path(make_app.__code__.co_filename).parent.glob("static/*.js"):
         source = script.read_text()
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", source)
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", source
+        )
 
 
 def test_a_run_name_is_text(tmp_path):

@@ -26,6 +26,14 @@ in_browser = pytest.mark.skipif(not BROWSER, reason="no Chromium here (apt insta
 pytestmark = pytest.mark.browser
 
 DRAWN = "document.querySelectorAll('figure svg').length"
+FIGURES = "document.querySelectorAll('figure').length"
+ROWS = "document.querySelectorAll('tbody tr').length"
+LISTED = "document.querySelectorAll('li[data-id]').length"
+NAMED = (
+    "[...document.querySelectorAll('figure svg')]"
+    ".every(s => s.querySelector('title') && s.getAttribute('aria-label'))"
+)
+DOTS = "document.querySelectorAll('#figure-lead svg g[aria-label=dot] > *').length"
 
 
 @contextlib.contextmanager
@@ -77,7 +85,9 @@ def page(new_page) -> Page:
 def hostile_run(path: Path) -> None:
     """A run in which every text that a model, a judge or a rule may write tries to act."""
     ledger = new_run(path, loop=HOSTILE, judge=HOSTILE)
-    samples = make_samples(0, [(p, [1, 0]) for p in prompts(3) for _ in range(2)], completion=HOSTILE)
+    samples = make_samples(
+        0, [(p, [1, 0]) for p in prompts(3) for _ in range(2)], completion=HOSTILE
+    )
     generate(ledger, 0, samples)
     rewards: list[float | str | None] = [1.0, 0.0, "error", 0.5, 1.0, 0.0]
     judge(ledger, 0, samples, rewards, rationale=HOSTILE, answer=HOSTILE)
@@ -89,10 +99,11 @@ def hostile_run(path: Path) -> None:
 def test_a_run_page_draws_every_figure_and_its_numbers_are_those_of_curves(page, address):
     page.open(f"{address}/runs/example", f"{DRAWN} >= 13")
     assert page.evaluate(DRAWN) == page.evaluate("document.querySelectorAll('figure').length")
-    named = "[...document.querySelectorAll('figure svg')].every(s => s.querySelector('title') && s.getAttribute('aria-label'))"
-    assert page.evaluate(named)
+    assert page.evaluate(NAMED)
     page.evaluate("document.querySelectorAll('figure details').forEach(d => d.open = true)")
-    page.wait("document.querySelectorAll('figure table').length === document.querySelectorAll('figure').length")
+    page.wait(
+        "document.querySelectorAll('figure table').length === document.querySelectorAll('figure').length"
+    )
     rows = json.loads(json.dumps(curves_document(EXAMPLE)))["rounds"]
     for figure, keys in {
         "lead": ["reward_mean", "heldout_reward", "heldout_stderr", "scored"],
@@ -106,15 +117,16 @@ def test_a_run_page_draws_every_figure_and_its_numbers_are_those_of_curves(page,
     for k in ("1", "8"):
         assert column(page, "pass", f"pass@{k}") == [row["pass_at_k"][k] for row in rows]
     assert column(page, "seconds", "train") == [row["seconds"]["train"] for row in rows]
-    dots = "document.querySelectorAll('#figure-lead svg g[aria-label=dot] path').length"
-    assert page.evaluate(dots) + page.evaluate("document.querySelectorAll('#figure-lead svg g[aria-label=dot] circle').length") >= 2 * len(rows)
+    assert page.evaluate(DOTS) >= 2 * len(rows)
     assert page.problems == []
     assert all(url.startswith(address) for url in page.requests if not url.startswith("data:"))
 
 
 def column(page: Page, figure: str, key: str) -> list[Any]:
     cells = f"[...document.querySelectorAll('#figure-{figure} td[data-key=\"{key}\"]')]"
-    found = page.evaluate(f"{cells}.map(c => c.dataset.value === undefined ? null : Number(c.dataset.value))")
+    found = page.evaluate(
+        f"{cells}.map(c => c.dataset.value === undefined ? null : Number(c.dataset.value))"
+    )
     return found
 
 
@@ -125,13 +137,21 @@ def test_hostile_text_is_shown_and_does_nothing(page, address, folder):
         page.open(f"{address}/runs/hostile{path}", "document.querySelector('main h1')")
         page.wait("!document.querySelector('main').hasAttribute('aria-busy')")
         time.sleep(0.2)
-        assert page.evaluate("document.querySelectorAll('main img, main script, main iframe').length") == 0
-        assert page.evaluate("[...document.querySelectorAll('a')].every(a => a.href.startsWith('http'))")
-    page.open(f"{address}/runs/hostile/samples?round=0", "document.querySelectorAll('li[data-id]').length === 6")
+        assert (
+            page.evaluate("document.querySelectorAll('main img, main script, main iframe').length")
+            == 0
+        )
+        assert page.evaluate(
+            "[...document.querySelectorAll('a')].every(a => a.href.startsWith('http'))"
+        )
+    page.open(
+        f"{address}/runs/hostile/samples?round=0",
+        f"{LISTED} === 6",
+    )
     text = page.evaluate("document.querySelector('main').innerText")
     assert "<script>alert(1)</script><img src=x onerror=alert(2)>" in text
     assert "\\u202e" in text  # an invisible character is written out
-    page.open(f"{address}/", "document.querySelectorAll('tbody tr').length === 4")
+    page.open(f"{address}/", f"{ROWS} === 4")
     page.open(f"{address}/compare?run=hostile&run=small", f"{DRAWN} > 2")
     assert page.problems == []
 
@@ -164,7 +184,10 @@ def test_a_live_run_is_followed_without_a_reload(page, tmp_path):
 
 @in_browser
 def test_samples_are_gone_through_by_keyboard_and_keep_their_address(page, address):
-    page.open(f"{address}/runs/small/samples?round=0&reason=low", "document.querySelectorAll('li[data-id]').length === 3")
+    page.open(
+        f"{address}/runs/small/samples?round=0&reason=low",
+        f"{LISTED} === 3",
+    )
     for _ in range(2):
         page.press("j")
     assert page.evaluate("document.activeElement.dataset.id") == "0--2"
@@ -176,25 +199,32 @@ def test_samples_are_gone_through_by_keyboard_and_keep_their_address(page, addre
     assert page.evaluate("document.querySelector('article.current').id") == "0--1"
     policy = "[...document.querySelectorAll('article a')].find(a => a.textContent === 'round-1')"
     page.evaluate(f"{policy}.click()")
-    page.wait("location.pathname.endsWith('/policies/round-1') && document.querySelector('ol li a')")
+    page.wait(
+        "location.pathname.endsWith('/policies/round-1') && document.querySelector('ol li a')"
+    )
     page.evaluate("document.querySelector('ol li a[href*=\"/prompts/\"]').click()")
     page.wait("location.hash === '#0--0' && document.querySelector('article.current')")
-    page.open(f"{address}/runs/small/samples?round=0", "document.querySelectorAll('li[data-id]').length === 6")
-    page.evaluate("(() => { const f = document.querySelector('[name=decision]'); f.value = 'kept'; f.dispatchEvent(new Event('change')); })()")
-    page.wait("document.querySelectorAll('li[data-id]').length === 1 && location.search.includes('decision=kept')")
+    page.open(
+        f"{address}/runs/small/samples?round=0",
+        f"{LISTED} === 6",
+    )
+    page.fill("[name=decision]", "kept")
+    page.wait(f"{LISTED} === 1 && location.search.includes('decision=kept')")
     assert page.problems == []
 
 
 @in_browser
-@pytest.mark.parametrize(("width", "dark"), [(360, False), (360, True), (1280, True), (3840, False)])
+@pytest.mark.parametrize(
+    ("width", "dark"), [(360, False), (360, True), (1280, True), (3840, False)]
+)
 def test_no_page_scrolls_sideways(page, address, width, dark):
     page.resize(width, 900, dark=dark)
     prompt = json.loads((EXAMPLE / "metrics.jsonl").read_text().splitlines()[0])["round"]
     assert prompt == 0
     for path, ready in (
-        ("/", "document.querySelectorAll('tbody tr').length === 4"),
+        ("/", f"{ROWS} === 4"),
         ("/runs/example", f"{DRAWN} >= 13"),
-        ("/runs/example/samples", "document.querySelectorAll('li[data-id]').length === 50"),
+        ("/runs/example/samples", f"{LISTED} === 50"),
         ("/runs/example/policies/round-2", "document.querySelectorAll('ol li').length > 9"),
         (f"/runs/small/prompts/{prompts(1)[0].id}", "document.querySelector('article')"),
         ("/compare?run=example&run=small", f"{DRAWN} >= 6"),
@@ -202,21 +232,23 @@ def test_no_page_scrolls_sideways(page, address, width, dark):
     ):
         page.open(address + path, ready)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
-        assert page.evaluate("document.documentElement.dataset.theme") == ("dark" if dark else "light")
+        assert page.evaluate("document.documentElement.dataset.theme") == (
+            "dark" if dark else "light"
+        )
     assert page.problems == []
 
 
 @in_browser
 def test_the_list_filters_sorts_and_offers_to_compare(page, address):
-    page.open(f"{address}/", "document.querySelectorAll('tbody tr').length === 4")
+    page.open(f"{address}/", f"{ROWS} === 4")
     names = "[...document.querySelectorAll('tbody td[data-key=run]')].map(t => t.innerText)"
     page.evaluate("document.querySelector('[data-sort=run]').click()")
     assert page.evaluate(names) == ["empty", "example", "hostile", "small"]
-    page.evaluate("(() => { const f = document.querySelector('input[type=search]'); f.value = 'diversity'; f.dispatchEvent(new Event('input')); })()")
+    page.fill("input[type=search]", "diversity")
     assert page.evaluate(names) == ["example"]
     page.open(f"{address}/?text=finished", "document.querySelector('main h1')")
-    page.open(f"{address}/?state=finished", "document.querySelectorAll('tbody tr').length === 1")
-    page.open(f"{address}/", "document.querySelectorAll('tbody tr').length === 4")
+    page.open(f"{address}/?state=finished", f"{ROWS} === 1")
+    page.open(f"{address}/", f"{ROWS} === 4")
     for name in ("example", "small"):
         page.evaluate(f"document.querySelector('input[aria-label=\"compare {name}\"]').click()")
     page.evaluate("document.querySelector('a.button').click()")
@@ -251,7 +283,10 @@ def test_text_stands_out_from_what_is_behind_it(theme):
     for name in ("text", "muted", "link", "reward", "gold", "kept", "bad"):
         for behind in ("panel", "page"):
             ratio = contrast(colours[name], colours[behind])
-            assert ratio >= 4.5 if name in ("text", "muted", "link") else ratio >= 3.5, (name, ratio)
+            assert ratio >= 4.5 if name in ("text", "muted", "link") else ratio >= 3.5, (
+                name,
+                ratio,
+            )
 
 
 def contrast(one: str, other: str) -> float:

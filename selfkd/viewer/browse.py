@@ -13,16 +13,24 @@ import pyarrow.compute as pc
 
 from selfkd.errors import UsageError
 from selfkd.records import content_hash
-from selfkd.rundir import StepRecord, counts, read_columns, round_numbers, round_steps
+from selfkd.rundir import StepRecord, counts, places, read_columns, round_numbers, round_steps
 from selfkd.viewer.show import sample_row
 
 Row = dict[str, Any]
 Order = Literal["recorded", "reward_high", "reward_low", "longest", "shortest"]
 
 _SAMPLE = (
-    ("id", "prompt_id", "index", "completion", "finish", "tokens", "policy", "view", "round")
-    + ("parents",)
-)  # fmt: skip
+    "id",
+    "prompt_id",
+    "index",
+    "completion",
+    "finish",
+    "tokens",
+    "policy",
+    "view",
+    "round",
+    "parents",
+)
 _VERDICT = ("sample_id", "judge", "reward", "status", "answer", "rationale")
 _DECISION = ("sample_id", "kept", "reason")
 _REMEMBERED = 128
@@ -144,7 +152,7 @@ def _add_columns(table: pa.Table, steps: Sequence[StepRecord], columns: Sequence
             table = table.append_column(name, nulls)
         return table
     others = pa.concat_tables([s.table(["sample_id", *columns]) for s in steps])
-    place = pc.index_in(table.column("id"), value_set=others.column("sample_id"))
+    place = places(table.column("id"), others.column("sample_id"))
     for name in columns:
         table = table.append_column(name, others.column(name).take(place))
     return table
@@ -168,8 +176,9 @@ def _matching(table: pa.Table, wanted: Wanted, files: Sequence[Path]) -> pa.Tabl
 
 def _containing(table: pa.Table, text: str, files: Sequence[Path]) -> pa.Table:
     def test(part: pa.Table) -> np.ndarray:
-        column = part.column("completion")
-        return pc.match_substring(column, text, ignore_case=True).to_numpy()
+        options = pc.MatchSubstringOptions(text, ignore_case=True)
+        found = pc.call_function("match_substring", [part.column("completion")], options)
+        return found.to_numpy()
 
     return table.filter(pa.array(_by_file(table, files, "completion", test, False)))
 
@@ -182,7 +191,7 @@ def _ordered(table: pa.Table, order: Order, files: Sequence[Path]) -> pa.Table:
     if order in ("longest", "shortest"):
 
         def size(part: pa.Table) -> np.ndarray:
-            return pc.list_value_length(part.column("tokens")).to_numpy()
+            return part.column("tokens").combine_chunks().value_lengths().to_numpy()
 
         lengths = _by_file(table, files, "tokens", size, 0)
         place = np.argsort(-lengths if order == "longest" else lengths, kind="stable")
@@ -252,9 +261,8 @@ def find_rows(
     for path in (p for s in steps for p in s.shards()):
         if not missing:
             break
-        wanted = pa.array(sorted(missing), pa.string())
-        table = read_columns(path, columns)
-        for row in table.filter(pc.is_in(table.column(key), value_set=wanted)).to_pylist():
+        table = read_columns(path, columns).filter(pc.field(key).isin(sorted(missing)))
+        for row in table.to_pylist():
             found.setdefault(row[key], row)
         missing -= found.keys()
     return found

@@ -89,7 +89,9 @@ def difference(first: Heldout | None, other: Heldout | None) -> Row:
     return facts | {"prompts": len(shared)} | found
 
 
-def paired_bootstrap(deltas: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
+def paired_bootstrap(
+    deltas: np.ndarray, *, draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float]:
     """95 % percentile interval of the mean of paired differences, prompts drawn with replacement.
 
     Efron and Tibshirani 1993, chapter 13; one difference a prompt, `draws` resamples.

@@ -1,7 +1,6 @@
 """A comparison of runs as text for a terminal."""
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from selfkd.terminal import one_line
@@ -36,7 +35,9 @@ def render_comparison(found: Row, *, color: bool = True) -> str:
     parts = [
         align(table),
         terminal_curves(runs, [metric], color=color),
-        "\n".join(_sentence(d, runs[0], run) for d, run in zip(found["heldout"], runs[1:], strict=True)),
+        "\n".join(
+            _sentence(d, runs[0], run) for d, run in zip(found["heldout"], runs[1:], strict=True)
+        ),
         align(differ) if found["config"] else "the same config",
     ]
     return "\n\n".join(parts)
@@ -47,7 +48,7 @@ def _cells(run: Row) -> list[str]:
     cells = []
     for key in COLUMNS:
         last = next((r[key] for r in reversed(rounds) if r.get(key) is not None), None)
-        value = run[key] if key in run else last
+        value = run.get(key, last)
         cells.append("-" if value is None else _value(value))
     return cells
 

@@ -29,7 +29,9 @@ def prompt_story(run_dir: Path, prompt_id: str, *, limit: int = 64) -> Row:
             mine = table.filter(pc.field("prompt_id") == prompt_id)
             if mine.num_rows and _sampled_in(files, number):
                 rows = read_rows(run_dir, number, files, mine.slice(0, limit))
-                groups.append({"round": number, "label": label, "total": len(mine), "samples": rows})
+                groups.append(
+                    {"round": number, "label": label, "total": len(mine), "samples": rows}
+                )
     facts = _prompt(run_dir, prompt_id)
     if facts is None:
         raise UsageError(f"no round has a prompt {prompt_id[:80]!r}", where=run_dir.name)
@@ -76,7 +78,9 @@ def _add_fates(run_dir: Path, prompt_id: str, samples: list[Row]) -> None:
 
 def _rows_of(step: StepRecord, prompt_id: str, columns: list[str]) -> Iterable[Row]:
     for path in step.shards():
-        yield from read_columns(path, columns).filter(pc.field("prompt_id") == prompt_id).to_pylist()
+        yield from (
+            read_columns(path, columns).filter(pc.field("prompt_id") == prompt_id).to_pylist()
+        )
 
 
 def policies(run_dir: Path) -> list[Row]:

@@ -22,7 +22,8 @@ def stamp(run_dir: Path) -> str:
 def folder_stamp(folder: Path) -> str:
     """The same for all runs of a folder."""
     marks = [
-        f"{path.parent.name} {stamp_of_list(path.parent)}" for path in sorted(folder.glob("*/run.yaml"))
+        f"{path.parent.name} {stamp_of_list(path.parent)}"
+        for path in sorted(folder.glob("*/run.yaml"))
     ]
     return hashlib.sha256("\n".join(marks).encode()).hexdigest()[:24]
 

@@ -8,10 +8,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from selfkd.records import content_hash
-from selfkd.rundir import StepRecord, read_columns, read_lines, round_numbers, round_steps
+from selfkd.rundir import (
+    StepRecord,
+    places,
+    read_columns,
+    read_lines,
+    round_numbers,
+    round_steps,
+)
 
 Row = dict[str, Any]
 
@@ -31,9 +37,9 @@ def round_shapes(run_dir: Path) -> list[Row]:
     """One dict a round, of its own samples (steps without a label).
 
     round, reward ({"mean", "p5", "p25", "p50", "p75", "p95"} or null), histogram ([{"low", "high",
-    "count"}], the same bars in every round), by_length ([{"low", "high", "length_mean", "count", "reward_mean"}],
-    tokens a completion), log (one dict an optimiser step) and steps (verb, label, seconds, tokens,
-    tokens_per_second of each finished step that took time).
+    "count"}], the same bars in every round), by_length ([{"low", "high", "length_mean", "count",
+    "reward_mean"}], tokens a completion), log (one dict an optimiser step) and steps (verb, label,
+    seconds, tokens and tokens_per_second of each finished step that took time).
     """
     steps = {n: round_steps(run_dir, n) for n in round_numbers(run_dir)}
     scored = {n: _scored(found) for n, found in steps.items()}
@@ -79,16 +85,11 @@ def _read_scored(
     for path in (p for s in judged for p in s.shards()):
         table = read_columns(path, ["sample_id", "reward"])
         values = table.column("reward").to_numpy().astype(np.float64)
-        found = _places(table.column("sample_id"), known)
+        found = places(table.column("sample_id"), known).fill_null(-1).to_numpy()
         finite = np.isfinite(values)
         rewards.append(values[finite])
         lengths.append(size[found[finite]])
     return np.concatenate(rewards), np.concatenate(lengths)
-
-
-def _places(wanted: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
-    """Where each of `wanted` is in `among`; -1 where it is not."""
-    return pc.fill_null(pc.index_in(wanted, value_set=among), -1).to_numpy()
 
 
 def reward_edges(rounds: Sequence[np.ndarray]) -> np.ndarray:

@@ -61,7 +61,9 @@ def render_status(found: Row) -> str:
         lines.append(f"  now: {step['verb']}{label} {step['done']}{total}")
     if found["ending"]:
         lines.append(f"  ended: {one_line(found['ending'])}")
-    lines += [f"  {a['level']}: round {a['round']}: {one_line(a['message'])}" for a in found["alarms"]]
+    lines += [
+        f"  {a['level']}: round {a['round']}: {one_line(a['message'])}" for a in found["alarms"]
+    ]
     return "\n".join(lines)
 
 
