@@ -1,4 +1,4 @@
-"""How long the page takes on large runs: `python -m benchmarks.viewer [--rounds 50 --samples 10000]`.
+"""How long the page takes on large runs: `python -m benchmarks.viewer`.
 
 Makes a run of random samples, serves it, and prints what each request takes (the first time, with
 nothing remembered, and again), and, where there is a Chromium, the time to the first figure. Run it
@@ -164,14 +164,15 @@ def served(folder: Path) -> Iterator[str]:
 
 def report(address: str, rounds: int) -> None:
     """Print the first time and the median of three more, in milliseconds."""
-    last, middle = rounds - 1, rounds // 2
+    middle = rounds // 2
+    samples = f"runs/large/samples?round={rounds - 1}"
     paths = {
         "list of runs": "runs",
         "run: figures by round": "runs/large",
         "run: spread, length, training": "runs/large/shapes",
-        "samples: one page": f"runs/large/samples?round={last}",
-        "samples: later page, by reward": f"runs/large/samples?round={last}&order=reward_high&offset=500",
-        "samples: text": f"runs/large/samples?round={last}&text=is+42",
+        "samples: one page": samples,
+        "samples: later page, by reward": f"{samples}&order=reward_high&offset=500",
+        "samples: text": f"{samples}&text=is+42",
         "samples: longest": f"runs/large/samples?round={middle}&order=longest",
         "one prompt, all rounds": f"runs/large/prompts/{prompts(3)[2].id}",
     }
@@ -188,7 +189,7 @@ def fetch(url: str) -> Any:
 
 
 def paint(address: str) -> None:
-    """Print the time from asking for a run's page to its first figure and to its last, in a browser.
+    """Print the time from asking for the page of a run to its first figure and its last.
 
     Nothing of the run has been read before.
     """
@@ -199,9 +200,8 @@ def paint(address: str) -> None:
     with chromium(path) as new_page:
         page = new_page()
         page.resize(1280, 900)
-        first = timed(
-            lambda: page.open(f"{address}/runs/large", "document.querySelector('figure svg')")
-        )
+        drawn = "document.querySelector('figure svg')"
+        first = timed(lambda: page.open(f"{address}/runs/large", drawn))
         last = first + timed(
             lambda: page.wait("document.querySelector('#figure-length-reward svg')", seconds=300)
         )

@@ -98,12 +98,10 @@ def hostile_run(path: Path) -> None:
 @in_browser
 def test_a_run_page_draws_every_figure_and_its_numbers_are_those_of_curves(page, address):
     page.open(f"{address}/runs/example", f"{DRAWN} >= 13")
-    assert page.evaluate(DRAWN) == page.evaluate("document.querySelectorAll('figure').length")
+    assert page.evaluate(DRAWN) == page.evaluate(FIGURES)
     assert page.evaluate(NAMED)
     page.evaluate("document.querySelectorAll('figure details').forEach(d => d.open = true)")
-    page.wait(
-        "document.querySelectorAll('figure table').length === document.querySelectorAll('figure').length"
-    )
+    page.wait(f"document.querySelectorAll('figure table').length === {FIGURES}")
     rows = json.loads(json.dumps(curves_document(EXAMPLE)))["rounds"]
     for figure, keys in {
         "lead": ["reward_mean", "heldout_reward", "heldout_stderr", "scored"],
@@ -196,7 +194,7 @@ def test_samples_are_gone_through_by_keyboard_and_keep_their_address(page, addre
     page.press("Enter")
     page.wait("location.pathname.includes('/prompts/')")
     page.wait("document.querySelector('article.current')")
-    assert page.evaluate("document.querySelector('article.current').id") == "0--1"
+    assert page.evaluate("document.querySelector('article.current').dataset.id") == "0--1"
     policy = "[...document.querySelectorAll('article a')].find(a => a.textContent === 'round-1')"
     page.evaluate(f"{policy}.click()")
     page.wait(
@@ -262,9 +260,8 @@ def test_a_report_opens_from_disk(page, tmp_path, folder):
     for run in ("example", "hostile"):
         write_report(folder / run, tmp_path / f"{run}.html")
         page.open(f"file://{tmp_path}/{run}.html", f"{DRAWN} > 5")
-        figures = "document.querySelectorAll('figure').length"
         drawn = f"{DRAWN} + document.querySelectorAll('figure .empty').length"
-        assert page.evaluate(drawn) == page.evaluate(figures)
+        assert page.evaluate(drawn) == page.evaluate(FIGURES)
         assert page.evaluate("document.querySelectorAll('article.sample').length") > 4
         assert page.evaluate("document.querySelectorAll('main img').length") == 0
     page.open(f"file://{tmp_path}/example.html", f"{DRAWN} >= 13")

@@ -14,16 +14,19 @@
     return Array.from({length: Math.floor((high - low) / step) + 1}, (_, i) => low + i * step);
   };
 
-  const frame = (width, height, x, y, marks, more = {}) =>
+  // Margins are for text, which is larger on very large screens.
+  const em = () => parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
+
+  const frame = (width, height, x, y, marks, {marginRight = 18, ...more} = {}) =>
     Plot.plot({
       width,
       height,
       className: "plot",
-      marginLeft: 46,
-      marginRight: more.marginRight || 18,
-      marginBottom: 38,
-      marginTop: 22,
-      style: {fontSize: "12px", background: "transparent", overflow: "visible"},
+      marginLeft: 46 * em(),
+      marginRight: marginRight * em(),
+      marginBottom: 38 * em(),
+      marginTop: 22 * em(),
+      style: {fontSize: "0.75rem", background: "transparent", overflow: "visible"},
       x,
       y: {grid: false, ...y},
       marks: [y.axis === null ? null : Plot.gridY({...GRID, ticks: y.ticks}), ...marks],
@@ -87,8 +90,8 @@
 
   // Labels at the right end of lines, pushed apart where they would overlap.
   selfkd.ends = (entries, height, domain) => {
-    const scale = (height - 60) / (domain[1] - domain[0] || 1);
-    const gap = 13 / scale;
+    const scale = (height - 60 * em()) / (domain[1] - domain[0] || 1);
+    const gap = (13 * em()) / scale;
     const placed = entries.slice().sort((a, b) => a.y - b.y);
     placed.forEach((e, i) => {
       e.at = i ? Math.max(e.y, placed[i - 1].at + gap) : e.y;

@@ -15,11 +15,15 @@
     return el(
       "section",
       {},
-      el("h2", {}, `Round ${g.round}${g.label ? ` (${g.label})` : ""}`),
+      el(
+        "h2",
+        {},
+        `Round ${g.round}${g.label === "heldout" ? ", held-out" : g.label ? `, ${g.label}` : ""}`,
+      ),
       el(
         "p",
         {class: "hint"},
-        `${number(g.total)} samples${mean}${g.total > g.samples.length ? `; the first ${g.samples.length} are shown` : ""}. `,
+        `${number(g.total)} ${g.total === 1 ? "sample" : "samples"}${mean}${g.total > g.samples.length ? `; the first ${g.samples.length} are shown` : ""}. `,
         selfkd.samplesLink({round: g.round, label: g.label, prompt}, "Filter them"),
       ),
       el(
@@ -35,7 +39,7 @@
     cards().forEach((c) => c.classList.toggle("current", c === card));
     card.focus({preventScroll: true});
     card.scrollIntoView({block: "nearest", inline: "nearest"});
-    history.replaceState(null, "", `#${encodeURIComponent(card.id)}`);
+    history.replaceState(null, "", `#${encodeURIComponent(card.dataset.id)}`);
   };
 
   addEventListener("keydown", (e) => {
@@ -64,10 +68,14 @@
           {class: "hint"},
           "Policy, decision and example of each sample link on: forward to the policy that learnt it, back to the one that made it. j and k go through the samples.",
         ),
-        ...story.groups.map(group),
+        el(
+          "div",
+          {class: story.groups.every((g) => g.total === 1) ? "cards" : null}, // one a round: side by side
+          story.groups.map(group),
+        ),
       );
       const hash = decodeURIComponent(location.hash.slice(1));
-      const target = hash && document.getElementById(hash);
+      const target = hash && document.getElementById(`sample:${hash}`);
       if (target && !jumped) {
         jumped = true;
         go(target);

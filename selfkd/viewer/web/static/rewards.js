@@ -148,7 +148,7 @@
       const all = selfkd.sum(s.histogram.map((b) => b.count));
       return s.histogram.map((b) => ({round: s.round, ...b, share: b.count / all}));
     });
-    const rounds = some([...new Set(rows.map((r) => r.round))], 12);
+    const rounds = some([...new Set(rows.map((r) => r.round))], 8);
     return {
       id: "histogram",
       title: "Rewards, round by round",
@@ -201,7 +201,7 @@
                     fy: "round",
                     text: (r) => share(r.share),
                     fill: "var(--text)",
-                    fontSize: 11,
+                    fontSize: "0.7rem",
                   },
                 )
               : null,

@@ -181,7 +181,11 @@
 
   selfkd.decision = (s) =>
     s.kept === null || s.kept === undefined
-      ? el("span", {class: "decision none"}, "not decided on")
+      ? el(
+          "span",
+          {class: "decision none"},
+          s.label === "heldout" ? "held-out, not learnt from" : "not decided on",
+        )
       : el(
           "span",
           {class: `decision ${s.kept ? "kept" : "dropped"}`},
@@ -197,7 +201,7 @@
   selfkd.sampleCard = (s, {prompt = false} = {}) =>
     el(
       "article",
-      {class: "sample", id: s.sample_id, tabindex: "-1"},
+      {class: "sample", id: `sample:${s.sample_id}`, "data-id": s.sample_id, tabindex: "-1"},
       el(
         "header",
         {},
@@ -234,6 +238,7 @@
             s.decisions.map((d) => `round ${d.round}: ${d.kept ? "kept" : d.reason}`).join("; "),
           ),
         s.examples &&
+          s.label !== "heldout" &&
           fact(
             "became",
             s.examples.length

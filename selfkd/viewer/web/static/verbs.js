@@ -43,7 +43,7 @@
       })),
     ];
     if (rows.some((r) => r.undecided))
-      parts.push({key: "undecided", label: "not decided on", color: "var(--grid)"});
+      parts.push({key: "undecided", label: "not decided on", color: "var(--line)"});
     return {
       id: "funnel",
       title: "What became of the samples",
