@@ -296,3 +296,20 @@ def contrast(one: str, other: str) -> float:
 
     low, high = sorted((light(one), light(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+@in_browser
+def test_one_sample_and_rewards_that_are_not_finite_are_explained(page, tmp_path):
+    ledger = new_run(tmp_path / "one")
+    samples = make_samples(0, [(prompts(1)[0], [1, 0])])
+    generate(ledger, 0, samples)
+    judge(ledger, 0, samples, [float("nan")])
+    with served(tmp_path) as address:
+        page.open(f"{address}/runs/one", "document.querySelector('#figure-histogram .empty')")
+        empty = "[...document.querySelectorAll('figure')].filter(f => f.querySelector('.empty'))"
+        drawn = f"{DRAWN} + {empty}.length"
+        assert page.evaluate(drawn) == page.evaluate(FIGURES)
+        assert "NaN" not in page.evaluate("document.querySelector('main').innerText")
+        page.open(f"{address}/runs/one/samples?round=0", f"{LISTED} === 1")
+        assert "no reward" in page.evaluate("document.querySelector('li[data-id]').innerText")
+    assert page.problems == []

@@ -1,10 +1,8 @@
 """The samples of a run by filter, a page at a time, without reading what is not shown."""
 
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +12,7 @@ import pyarrow.compute as pc
 from selfkd.errors import UsageError
 from selfkd.records import content_hash
 from selfkd.rundir import StepRecord, counts, places, read_columns, round_numbers, round_steps
+from selfkd.viewer.remembered import Remembered
 from selfkd.viewer.show import sample_row
 
 Row = dict[str, Any]
@@ -33,10 +32,9 @@ _SAMPLE = (
 )
 _VERDICT = ("sample_id", "judge", "reward", "status", "answer", "rationale")
 _DECISION = ("sample_id", "kept", "reason")
-_REMEMBERED = 128
 
-_LISTS: OrderedDict[str, pa.Table] = OrderedDict()
-_LOCK = Lock()
+_LISTS: Remembered[pa.Table] = Remembered(3_000_000, len)
+"""`sample_list` by what it was read from; a row takes about 100 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +94,8 @@ def sample_list(run_dir: Path, round: int, label: str) -> tuple[list[Path], pa.T
     files = [p for s in _of(source, "generate") for p in s.shards()]
     parts = [files, *(s.shards() for s in (*_of(source, "judge"), *_of(own, "keep")))]
     key = content_hash([[str(p) for p in part] for part in parts] + [_stamps(parts)], 32)
-    with _LOCK:
-        if key not in _LISTS:
-            _LISTS[key] = _join(files, _of(source, "judge"), _of(own, "keep"))
-            while len(_LISTS) > _REMEMBERED:
-                _LISTS.popitem(last=False)
-        return files, _LISTS[key]
+    judged, decided = _of(source, "judge"), _of(own, "keep")
+    return files, _LISTS.get(key, lambda: _join(files, judged, decided))
 
 
 def source_steps(run_dir: Path, round: int, label: str) -> list[StepRecord]:
@@ -122,7 +116,9 @@ def _of(steps: Iterable[StepRecord], verb: str) -> list[StepRecord]:
     return [s for s in steps if s.verb == verb]
 
 
-def _join(files: Sequence[Path], judged: Sequence[StepRecord], decided: Sequence[StepRecord]):
+def _join(
+    files: Sequence[Path], judged: Sequence[StepRecord], decided: Sequence[StepRecord]
+) -> pa.Table:
     tables = []
     for number, path in enumerate(files):
         table = read_columns(path, ["id", "prompt_id", "policy"])
@@ -199,7 +195,9 @@ def _ordered(table: pa.Table, order: Order, files: Sequence[Path]) -> pa.Table:
     return table
 
 
-def _by_file(table: pa.Table, files: Sequence[Path], column: str, measure: Any, empty: Any):
+def _by_file(
+    table: pa.Table, files: Sequence[Path], column: str, measure: Any, empty: Any
+) -> np.ndarray:
     """`measure` of a column of the samples' files, one value a row of `table`."""
     where, row = (table.column(n).to_numpy() for n in ("file", "row"))
     found = np.full(table.num_rows, empty)

@@ -25,6 +25,8 @@ def prompt_story(run_dir: Path, prompt_id: str, *, limit: int = 64) -> Row:
     groups = []
     for number, labels in sample_rounds(run_dir).items():
         for label in labels:
+            if not _asked(run_dir, number, label, prompt_id):
+                continue
             files, table = sample_list(run_dir, number, label)
             mine = table.filter(pc.field("prompt_id") == prompt_id)
             if mine.num_rows and _sampled_in(files, number):
@@ -38,6 +40,12 @@ def prompt_story(run_dir: Path, prompt_id: str, *, limit: int = 64) -> Row:
     samples = [s for g in groups for s in g["samples"]]
     _add_fates(run_dir, prompt_id, samples)
     return {"prompt": prompt_id, **facts, "groups": groups}
+
+
+def _asked(run_dir: Path, round: int, label: str, prompt_id: str) -> bool:
+    """Whether a round may have samples of a prompt; its prompts are fewer than its samples."""
+    steps = [s for s in round_steps(run_dir, round) if s.verb == "prompts" and s.label == label]
+    return not steps or bool(find_rows(steps, "id", {prompt_id}, ("id",)))
 
 
 def _sampled_in(files: list[Path], round: int) -> bool:

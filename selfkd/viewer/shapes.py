@@ -1,9 +1,7 @@
 """What a mean hides: how rewards are spread, how length goes with reward, and trainer curves."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from selfkd.rundir import (
     round_numbers,
     round_steps,
 )
+from selfkd.viewer.remembered import Remembered
 
 Row = dict[str, Any]
 
@@ -28,9 +27,8 @@ FEW = 12
 LOG_POINTS = 400
 """Most optimiser steps drawn a round; every n-th of more."""
 
-_SCORED: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = OrderedDict()
-_LOCK = Lock()
-_REMEMBERED = 512
+_SCORED: Remembered[tuple[np.ndarray, np.ndarray]] = Remembered(10_000_000, lambda v: len(v[0]))
+"""Rewards and lengths by what they were read from; a sample takes 16 bytes."""
 
 
 def round_shapes(run_dir: Path) -> list[Row]:
@@ -63,12 +61,7 @@ def _scored(steps: Sequence[StepRecord]) -> tuple[np.ndarray, np.ndarray]:
     judged = [s for s in steps if s.verb == "judge" and not s.label]
     shards = [[str(s.path), *map(str, s.shards())] for s in (*made, *judged)]
     key = content_hash([shards, [s.manifest for s in (*made, *judged)]], 32)
-    with _LOCK:
-        if key not in _SCORED:
-            _SCORED[key] = _read_scored(made, judged)
-            while len(_SCORED) > _REMEMBERED:
-                _SCORED.popitem(last=False)
-        return _SCORED[key]
+    return _SCORED.get(key, lambda: _read_scored(made, judged))
 
 
 def _read_scored(
