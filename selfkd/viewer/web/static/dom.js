@@ -64,17 +64,19 @@ selfkd.get = async (url) => {
   return {data, tag: answer.headers.get("ETag")};
 };
 
-// Calls `show` with what `url` holds, now and whenever that changed; says in words what fails.
+// Calls `show` with what `url` holds, now and whenever that changed; says in words what fails. It
+// waits ten times as long as the last answer took: the cores belong to the run.
 selfkd.follow = (url, show, seconds = 2) => {
   let seen = null;
   let wait = seconds;
   const ask = async () => {
     if (!document.hidden || seen === null) {
       try {
+        const start = performance.now();
         const {data, tag} = await selfkd.get(url());
         if (tag !== seen) await show(data);
         seen = tag;
-        wait = seconds;
+        wait = Math.min(60, Math.max(seconds, (performance.now() - start) / 100));
         selfkd.say("");
       } catch (error) {
         selfkd.say(error.message, true);
