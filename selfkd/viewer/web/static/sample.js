@@ -171,7 +171,10 @@
   // A verdict in words: no reward is never reward 0.
   selfkd.verdict = (s) => {
     if (!s.status) return el("span", {class: "verdict none"}, "not judged");
-    const said = s.reward === null ? `no reward: ${s.status === "ok" ? "not a number" : s.status}` : `reward ${number(s.reward)}`;
+    const said =
+      s.reward === null
+        ? `no reward: ${s.status === "ok" ? "not a number" : s.status}`
+        : `reward ${number(s.reward)}`;
     return el(
       "span",
       {class: `verdict ${s.reward === null ? "none" : s.reward > 0 ? "good" : "low"}`},
