@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from selfkd.config import LoopOptions
     from selfkd.judging import JudgeOptions
-    from selfkd.objectives import SFT
+    from selfkd.objectives import DPO, KTO, SFT
+    from selfkd.pairs import (
+        all_above,
+        best_worst,
+        given_own,
+        k_zip,
+        length_controlled,
+        right_wrong,
+    )
     from selfkd.plugins import judge, loop
     from selfkd.records import Prompt, Sample, Verdict
     from selfkd.round import Round
@@ -20,6 +28,8 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "DPO",
+    "KTO",
     "SFT",
     "JudgeOptions",
     "LoopOptions",
@@ -31,15 +41,21 @@ __all__ = [
     "__version__",
     "above",
     "affix",
+    "all_above",
     "at_most",
+    "best_worst",
     "correct",
     "everything",
     "fewshot",
     "finished",
+    "given_own",
     "hint",
     "judge",
+    "k_zip",
+    "length_controlled",
     "loop",
     "plain",
+    "right_wrong",
     "system",
     "top",
     "unique",
@@ -48,7 +64,15 @@ __all__ = [
 _HOMES = {
     "selfkd.config": ("LoopOptions",),
     "selfkd.judging": ("JudgeOptions",),
-    "selfkd.objectives": ("SFT",),
+    "selfkd.objectives": ("DPO", "KTO", "SFT"),
+    "selfkd.pairs": (
+        "all_above",
+        "best_worst",
+        "given_own",
+        "k_zip",
+        "length_controlled",
+        "right_wrong",
+    ),
     "selfkd.plugins": ("judge", "loop"),
     "selfkd.records": ("Prompt", "Sample", "Verdict"),
     "selfkd.round": ("Round",),

@@ -5,7 +5,7 @@ A rule looks at the candidates that earlier rules left alive and gives each one 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,8 @@ class Candidates:
     lengths: np.ndarray
     """Tokens of each completion."""
     rewards: np.ndarray
+    policies: Sequence[str] = ()
+    """Who wrote each completion."""
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -121,7 +123,7 @@ def at_most(count: int) -> Rule:
 
     def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
         reasons = {}
-        for members in _by_prompt(c, alive).values():
+        for members in by_prompt(c, alive).values():
             for i in rng.permutation(members)[count:]:
                 reasons[i] = f"over {count} a prompt"
         return reasons
@@ -134,7 +136,7 @@ def top(count: int) -> Rule:
 
     def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
         reasons = {}
-        for members in _by_prompt(c, alive).values():
+        for members in by_prompt(c, alive).values():
             ranked = sorted(members, key=lambda i: -np.nan_to_num(c.rewards[i], nan=-np.inf))
             for i in ranked[count:]:
                 reasons[i] = f"not in the best {count}"
@@ -148,7 +150,8 @@ def everything() -> Rule:
     return Rule("everything", lambda c, alive, rng: {})
 
 
-def _by_prompt(c: Candidates, alive: list[int]) -> dict[str, list[int]]:
+def by_prompt(c: Candidates, alive: Iterable[int]) -> dict[str, list[int]]:
+    """The given candidates' indices by prompt id, in order."""
     groups: dict[str, list[int]] = defaultdict(list)
     for i in alive:
         groups[c.prompt_ids[i]].append(i)

@@ -47,7 +47,7 @@ class TrainJob:
     """One training: plain values only, so that it crosses processes."""
 
     objective: str
-    """`sft` (weights of examples included); `dpo` and `gkd` follow."""
+    """`sft`, `dpo` or `kto`."""
     objective_options: dict[str, Any]
     example_files: tuple[str, ...]
     """Parquet files of schema `records.EXAMPLES`."""
@@ -61,6 +61,8 @@ class TrainJob:
     options: TrainOptions
     max_steps: int | None = None
     """Optimiser steps; overrides epochs."""
+    ref_path: str | None = None
+    """HF model directory of the reference policy, for an objective that has one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,9 +81,9 @@ class LocalTrainer:
 
 
 def _make_trainer(model: Any, tokenizer: Any, examples: Sequence[Example], job: TrainJob) -> Any:
-    from selfkd.training import sft
+    from selfkd.training import dpo, kto, sft
 
-    makers = {"sft": sft.make_trainer}
+    makers = {"sft": sft.make_trainer, "dpo": dpo.make_trainer, "kto": kto.make_trainer}
     return makers[job.objective](model, tokenizer, examples, job, compute_dtype(job.options.dtype))
 
 
