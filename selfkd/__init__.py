@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from selfkd.config import LoopOptions
     from selfkd.judging import JudgeOptions
-    from selfkd.objectives import DPO, KTO, SFT
+    from selfkd.objectives import DPO, KTO, SFT, Mixture
     from selfkd.pairs import (
         all_above,
         best_worst,
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from selfkd.plugins import judge, loop
     from selfkd.records import Prompt, Sample, Verdict
     from selfkd.round import Round
-    from selfkd.rules import above, at_most, correct, everything, finished, top, unique
+    from selfkd.rules import above, at_most, correct, everything, finished, majority, top, unique
     from selfkd.run import Run
-    from selfkd.views import affix, fewshot, hint, plain, system
+    from selfkd.views import affix, fewshot, from_columns, hint, plain, system
 
     __version__: str
 
@@ -33,6 +33,7 @@ __all__ = [
     "SFT",
     "JudgeOptions",
     "LoopOptions",
+    "Mixture",
     "Prompt",
     "Round",
     "Run",
@@ -48,12 +49,14 @@ __all__ = [
     "everything",
     "fewshot",
     "finished",
+    "from_columns",
     "given_own",
     "hint",
     "judge",
     "k_zip",
     "length_controlled",
     "loop",
+    "majority",
     "plain",
     "right_wrong",
     "system",
@@ -64,7 +67,7 @@ __all__ = [
 _HOMES = {
     "selfkd.config": ("LoopOptions",),
     "selfkd.judging": ("JudgeOptions",),
-    "selfkd.objectives": ("DPO", "KTO", "SFT"),
+    "selfkd.objectives": ("DPO", "KTO", "SFT", "Mixture"),
     "selfkd.pairs": (
         "all_above",
         "best_worst",
@@ -76,9 +79,18 @@ _HOMES = {
     "selfkd.plugins": ("judge", "loop"),
     "selfkd.records": ("Prompt", "Sample", "Verdict"),
     "selfkd.round": ("Round",),
-    "selfkd.rules": ("above", "at_most", "correct", "everything", "finished", "top", "unique"),
+    "selfkd.rules": (
+        "above",
+        "at_most",
+        "correct",
+        "everything",
+        "finished",
+        "majority",
+        "top",
+        "unique",
+    ),
     "selfkd.run": ("Run",),
-    "selfkd.views": ("affix", "fewshot", "hint", "plain", "system"),
+    "selfkd.views": ("affix", "fewshot", "from_columns", "hint", "plain", "system"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

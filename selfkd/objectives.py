@@ -1,7 +1,7 @@
 """What a round can train on: an objective names its data, its view and its options."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 from selfkd.chat import render
@@ -49,12 +49,15 @@ class SFT:
 
     name: ClassVar[str] = "sft"
     missing: ClassVar[str] = "kept no sample"
-    ref: ClassVar[None] = None
     data: tuple[Kept, ...]
     view: View
 
     def __init__(self, *data: Kept, view: View = plain) -> None:
         _freeze(self, data=data, view=view)
+
+    @property
+    def ref(self) -> None:
+        """No policy anchors it."""
 
     def inputs(self) -> list[str]:
         """Fingerprints of the recorded steps this trains on."""
@@ -76,6 +79,38 @@ class SFT:
                 weight=weight,
             )
             for sample, weight in _kept(self.data)
+        ]
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Mixture:
+    """Supervised fine-tuning on several data sets, each under a view of its own (LMSI)."""
+
+    name: ClassVar[str] = "sft"
+    missing: ClassVar[str] = "kept no sample"
+    parts: tuple[SFT, ...]
+
+    def __init__(self, *parts: SFT) -> None:
+        _freeze(self, parts=parts)
+
+    @property
+    def ref(self) -> None:
+        """No policy anchors it."""
+
+    def inputs(self) -> list[str]:
+        """Fingerprints of the recorded steps this trains on."""
+        return [fingerprint for part in self.parts for fingerprint in part.inputs()]
+
+    def settings(self) -> dict[str, Any]:
+        """What the trainer needs to know besides the examples."""
+        return {"view": [part.view.name for part in self.parts]}
+
+    def examples(self, tokenizer: Any) -> list[Example]:
+        """The examples of every part; the same sample under two views gives two."""
+        return [
+            replace(example, id=f"{example.id}-{number}")
+            for number, part in enumerate(self.parts)
+            for example in part.examples(tokenizer)
         ]
 
 

@@ -1,7 +1,7 @@
 """One round and its verbs. Each verb is durable: asked again, it returns what it recorded."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,23 +104,23 @@ class Round:
 
     def demonstrate(
         self,
-        prompts: PromptSource | Sequence[Prompt],
-        text: Callable[[Prompt], str],
+        prompts: Sequence[Prompt],
+        texts: Mapping[str, str],
         *,
         label: str,
     ) -> Samples:
-        """Completions that were given, as samples: `text(prompt)` for each prompt.
+        """Completions that were given, as samples: one a prompt, found by the prompt's id.
 
         Their policy is `demonstration`. SPIN prefers them to the policy's own; a seed stage learns
         from them.
         """
         sampling = self.run.config.sampling
         prompts, fingerprint = self._prompts(prompts, plain, sampling, label)
-        texts = content_hash([text(p) for p in prompts])
-        args = {"prompts": fingerprint, "texts": texts, "policy_name": DEMONSTRATION}
+        identity = content_hash([texts[p.id] for p in prompts])
+        args = {"prompts": fingerprint, "texts": identity, "policy_name": DEMONSTRATION}
         step = self._step("generate", label, args, len(prompts))
         if not step.finished:
-            record_demonstrations(self, step, prompts, text)
+            record_demonstrations(self, step, prompts, texts)
         return Samples(step, prompts, 1, lambda: iter(()))
 
     # -- judge ----------------------------------------------------------------------------------

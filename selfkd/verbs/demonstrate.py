@@ -1,6 +1,6 @@
 """Turns completions that were given into samples, so that they can be learnt from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from selfkd.ledger import Step
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def record_demonstrations(
-    round: "Round", step: Step, prompts: Sequence[Prompt], text: Callable[[Prompt], str]
+    round: "Round", step: Step, prompts: Sequence[Prompt], texts: Mapping[str, str]
 ) -> None:
-    """One finished sample a prompt: the tokens of `text(prompt)`, end-of-sequence included."""
+    """One finished sample a prompt: the tokens of its text, end-of-sequence included."""
     tokenizer = round.run.setting.tokenizer
-    samples = [_sample(round, step, tokenizer, prompt, text(prompt)) for prompt in prompts]
+    samples = [_sample(round, step, tokenizer, prompt, texts[prompt.id]) for prompt in prompts]
     step.write(0, samples_table(samples))
     tokens = sum(len(s.tokens) for s in samples)
     round.finish(
@@ -25,7 +25,7 @@ def record_demonstrations(
 
 
 def _sample(round: "Round", step: Step, tokenizer: Any, prompt: Prompt, text: str) -> Sample:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return Sample(
         id=f"{round.number}-{step.name}-{prompt.id}-0",
         prompt=prompt,
