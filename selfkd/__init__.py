@@ -21,8 +21,19 @@ if TYPE_CHECKING:
     from selfkd.plugins import judge, loop
     from selfkd.records import Prompt, Sample, Verdict
     from selfkd.round import Round
-    from selfkd.rules import above, at_most, correct, everything, finished, majority, top, unique
+    from selfkd.rules import (
+        above,
+        at_most,
+        balanced,
+        correct,
+        everything,
+        finished,
+        majority,
+        top,
+        unique,
+    )
     from selfkd.run import Run
+    from selfkd.tables import Pairs, Samples, Scored
     from selfkd.views import affix, fewshot, from_columns, hint, plain, system
 
     __version__: str
@@ -34,16 +45,20 @@ __all__ = [
     "JudgeOptions",
     "LoopOptions",
     "Mixture",
+    "Pairs",
     "Prompt",
     "Round",
     "Run",
     "Sample",
+    "Samples",
+    "Scored",
     "Verdict",
     "__version__",
     "above",
     "affix",
     "all_above",
     "at_most",
+    "balanced",
     "best_worst",
     "correct",
     "everything",
@@ -82,6 +97,7 @@ _HOMES = {
     "selfkd.rules": (
         "above",
         "at_most",
+        "balanced",
         "correct",
         "everything",
         "finished",
@@ -90,6 +106,7 @@ _HOMES = {
         "unique",
     ),
     "selfkd.run": ("Run",),
+    "selfkd.tables": ("Pairs", "Samples", "Scored"),
     "selfkd.views": ("affix", "fewshot", "from_columns", "hint", "plain", "system"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -30,6 +30,7 @@ from selfkd.verbs.demonstrate import record_demonstrations
 from selfkd.verbs.generate import sample_shards
 from selfkd.verbs.judge import judge_shards
 from selfkd.verbs.pair import record_pairs
+from selfkd.verbs.score import record_scores
 from selfkd.verbs.train import train_policy
 from selfkd.views import View, plain
 
@@ -133,6 +134,29 @@ class Round:
         scored = Scored(step, samples, lambda: judge_shards(self, step, samples, judge))
         self.run.owed.insert(0, scored)  # before its samples, which it takes as they come
         return scored
+
+    def score(
+        self,
+        samples: Samples,
+        rewards: Mapping[str, float | None],
+        *,
+        judge: str,
+        answers: Mapping[str, str] | None = None,
+        label: str = "",
+    ) -> Scored:
+        """Give samples rewards that the loop worked out, by sample id; None: none could be read.
+
+        For judgements that are samples themselves (`selfkd.judgements`). `judge` names how the
+        rewards came about; `answers` may hold what was read out of a sample.
+        """
+        label = label or samples.step.label
+        texts = dict(answers or {})
+        given = content_hash([[s.id, rewards.get(s.id), texts.get(s.id)] for s in samples.rows])
+        args = {"samples": samples.step.fingerprint, "judge": judge, "rewards": given}
+        step = self._step("judge", label, args, samples.count)
+        if not step.finished:
+            record_scores(self, step, samples.rows, rewards, texts, judge)
+        return Scored(step, samples, lambda: None)
 
     # -- keep -----------------------------------------------------------------------------------
 

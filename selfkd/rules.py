@@ -170,6 +170,27 @@ def majority(min_share: float = 0.0) -> Rule:
     return Rule(f"majority({min_share:g})", drop)
 
 
+def balanced() -> Rule:
+    """No answer more often than the second most frequent one: a seeded choice of the rest goes.
+
+    Self-Rewarding's seed judgements (arXiv:2401.10020, section 3.1): one score would prevail.
+    """
+
+    def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
+        groups: dict[str | None, list[int]] = defaultdict(list)
+        for i in alive:
+            groups[c.answers[i]].append(i)
+        sizes = sorted((len(members) for members in groups.values()), reverse=True)
+        limit = sizes[1] if len(sizes) > 1 else len(alive)
+        reasons = {}
+        for members in groups.values():
+            for i in rng.permutation(members)[limit:]:
+                reasons[int(i)] = "over-represented"
+        return reasons
+
+    return Rule("balanced", drop)
+
+
 def everything() -> Rule:
     """Keep all: the control without a judge."""
     return Rule("everything", lambda c, alive, rng: {})

@@ -357,3 +357,76 @@ def test_spin_needs_a_completion_for_every_prompt(tmp_path, sums):
     run = scripted_run(tmp_path, sums, lambda *a: "3", loop="spin", completion="{solution}")
     with pytest.raises(DataError, match="has no 'solution'"):
         play_script(run)
+
+
+RUBRIC = {"rubric": "{question}{response}[", "score_pattern": r"^([0-5])"}
+
+
+def test_self_rewarding_pairs_what_it_judges_best_and_worst_itself(tmp_path, sums):
+    answers = {"1+2=": ["3", "4", "5"], "12+34=": ["46", "47", "48"], "5+5=": ["9", "8", "7"]}
+    scored = {
+        "1+2=3[": ["5", "4"], "1+2=4[": ["1", "."], "1+2=5[": ["3", "3"],  # means 4.5, 1, 3
+        "12+34=46[": ["2", "2"], "12+34=47[": ["1", "3"], "12+34=48[": ["2", "2"],  # a tie
+        "5+5=9[": [".", "."], "5+5=8[": ["0", "0"], "5+5=7[": [".", "4"],  # wrong, as judges are
+    }  # fmt: skip
+
+    def answer(policy, text, k):
+        return (scored if text.endswith("[") else answers)[text][k]
+
+    run = scripted_run(
+        tmp_path, sums, answer, loop="self_rewarding", rounds=1, samples_per_prompt=3,
+        judgements_per_sample=2, **RUBRIC,
+    )  # fmt: skip
+    play_script(run)
+    assert pair_examples(run, 0) == [("1+2=", "3", "4"), ("5+5=", "7", "8")]
+    reasons = list(decisions(run, 0).values())
+    assert reasons == ["chosen", "rejected", "neither best nor worst"] + ["tie"] * 3 + [
+        "unscored", "rejected", "chosen",
+    ]  # fmt: skip
+    row = round_rows(run.ledger.path)[0]
+    assert row["unscored_by"] == {"unparsed": 1}
+    assert row["reward_mean"] == pytest.approx((4.5 + 1 + 3 + 2 + 2 + 2 + 0 + 4) / 8)
+    assert row["extra"]["judgements"]["samples"] == 18
+
+
+def test_self_rewarding_seed_stage_learns_answers_and_judgements_that_agree(tmp_path, sums):
+    def answer(policy, text, k):
+        if not text.endswith("["):
+            return ["99", {"1+2=": "3", "12+34=": "45", "5+5=": "9"}[text]][k]
+        return {"1+2=3[": "50", "12+34=45[": "15", "5+5=9[": "20"}.get(text, "..")[k]
+
+    run = scripted_run(
+        tmp_path, sums, answer, loop="self_rewarding", rounds=1, samples_per_prompt=2,
+        judgements_per_sample=2, seed_stage=True, pass_score=3, completion="{worked}", **RUBRIC,
+    )  # fmt: skip
+    play_script(run)
+    given = [("1+2=", "1+2=3;3"), ("12+34=", "2+4=6,1+3=4;46"), ("5+5=", "5+5=10,;10")]
+    kept = examples(run, 0)
+    # Agreeing: 5 of the right one; 1, and 2, 0 of the wrong ones: each score once, so all stay.
+    judged = [("1+2=3[", "5"), ("12+34=45[", "1"), ("5+5=9[", "0"), ("5+5=9[", "2")]
+    assert [e for e in kept if e[0].endswith("[")] == judged
+    assert [q for q, _ in kept if not q.endswith("[")] == [q for q, _ in given]
+    assert Path(run.jobs[0].start_path).name == "model"
+
+
+def test_meta_rewarding_prefers_short_answers_and_judgements_that_win(tmp_path):
+    prompts = write_prompts(tmp_path / "sums.jsonl", [(1, 2)])
+    judgements = {"1+2=3[": "555", "1+2=1+2=3;3[": "545", "1+2=9[": "014", "1+2=99[": "000"}
+
+    def answer(policy, text, k):
+        if text.endswith("]"):  # A,B]: the lower judgement of the contested 9 wins, in any place
+            first, second = text.removeprefix("1+2=9").removesuffix("]").split(",")
+            return "A" if int(first) < int(second) else "B"
+        if text.endswith("["):
+            return judgements[text][k]
+        return ["1+2=3;3", "3", "9", "99"][k]
+
+    run = scripted_run(
+        tmp_path, prompts, answer, loop="meta_rewarding", rounds=2, samples_per_prompt=4,
+        judgements_per_sample=3, rho=0.2, judge_rounds=1, compared=3, **RUBRIC,
+        versus="{question}{response}{first},{second}]", winner_pattern=r"^([AB])",
+    )  # fmt: skip
+    play_script(run)
+    # Best tier: 5 and 4.67, the short one; worst tier: 0 alone. Then the judge's pair.
+    assert pair_examples(run, 0) == [("1+2=", "3", "99"), ("1+2=9[", "0", "4")]
+    assert pair_examples(run, 1) == [("1+2=", "3", "99")]
