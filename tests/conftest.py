@@ -1,5 +1,6 @@
 """Models that several test files use: a tiny random one, and the real one of the demo."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from selfkd.cluster import Cluster
+    from tests.testbed.beds import Bed
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -98,3 +100,15 @@ def one_thread() -> Iterator[None]:
         for module in (transformers, trainer):
             patch.setattr(module, "cores", lambda: 1)
         yield
+
+
+def _seeds() -> list[int]:
+    return [int(s) for s in os.environ.get("SELFKD_TESTBED_SEEDS", "0").split(",")]
+
+
+@pytest.fixture(scope="session", params=_seeds(), ids=lambda s: f"seed{s}")
+def bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Bed":
+    """The testbed's usual base, trained once."""
+    from tests.testbed.beds import adding
+
+    return adding(tmp_path_factory.mktemp(f"bed{request.param}"), request.param)
