@@ -1,11 +1,12 @@
 """Models that several test files use: a tiny random one, and the real one of the demo."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.testbed import SEEDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -102,11 +103,7 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-def _seeds() -> list[int]:
-    return [int(s) for s in os.environ.get("SELFKD_TESTBED_SEEDS", "0").split(",")]
-
-
-@pytest.fixture(scope="session", params=_seeds(), ids=lambda s: f"seed{s}")
+@pytest.fixture(scope="session", params=SEEDS, ids=lambda s: f"seed{s}")
 def bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Bed":
     """The testbed's usual base, trained once."""
     from tests.testbed.beds import adding

@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfkd.errors import UsageError
+from selfkd.ledger import Ledger
 from selfkd.objectives import DPO, KTO
+from selfkd.policies import Policies
 from selfkd.records import Example
 from selfkd.training.reference import TwinCollator
 from selfkd.training.sft import IGNORED
 from selfkd.training.trainer import LocalTrainer, _load, _make_trainer
-from tests.test_training import END, job, log_of
+from tests.test_training import END, job, log_of, logprobs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -240,3 +243,55 @@ def test_settings_that_are_no_loss_are_refused() -> None:
 def test_settings_cross_processes_as_plain_values() -> None:
     for objective in (DPO(alpha=1.0), KTO(weights=(1.0, 2.0))):
         assert json.loads(json.dumps(objective.settings())) == objective.settings()
+
+
+def committed(task: Any, folder: Path, start: Path) -> tuple[Policies, Path]:
+    """The policies of a run in `folder` whose round-1 is what `task` trained from the base."""
+    (folder / "run.yaml").write_text("")
+    policies = Policies(Ledger(folder), start)
+    made = replace(task, out_dir=str(policies.staging("round-1")))
+    report = LocalTrainer().train(made)
+    policies.commit("round-1", "f", {}, [(list(t), list(e)) for t, e in report.canary])
+    return policies, folder / "policies" / "round-001"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_alone_is_the_same_policy(tiny_model: Path, tmp_path: Path, dtype: str) -> None:
+    # Large targets, so that the adapter makes a difference that rounding does not hide.
+    options = {"lora_rank": 4, "epochs": 6, "dtype": dtype, "lora_save": "adapter"}
+    made = task(
+        tmp_path / "job", tiny_model, examples(), "dpo", ref_path=str(tiny_model), **options
+    )
+    _, stored = committed(made, tmp_path, tiny_model)
+    assert (stored / "adapter_model.safetensors").exists()
+    assert not list(stored.glob("model*.safetensors"))
+    manifest = json.loads((stored / "MANIFEST.json").read_text())
+    assert manifest["start"] == "base" and "adapter_model.safetensors" in manifest["files"]
+
+    policy = Policies(Ledger(tmp_path), tiny_model).get("round-1")  # as a sampler finds it
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    peft = PeftModel.from_pretrained(base, str(stored))
+    limit = 1e-4 if dtype == "float32" else 0.1
+    for tokens, expected in policy.canary:
+        assert logprobs(policy.path, tokens) == pytest.approx(expected[1:], abs=1e-4)
+        with torch.no_grad():
+            found = peft(torch.tensor([tokens])).logits[0, :-1].log_softmax(-1)
+        picked = found[range(len(tokens) - 1), tokens[1:]]
+        assert float((picked - torch.tensor(expected[1:])).abs().mean()) < limit
+    start = torch.tensor(logprobs(tiny_model, policy.canary[0][0]))
+    assert float((start - torch.tensor(policy.canary[0][1][1:])).abs().mean()) > 2 * limit
+
+
+def test_merged_copies_of_adapters_are_made_again_when_they_are_gone(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    made = task(
+        tmp_path / "job", tiny_model, examples(), "dpo", ref_path=str(tiny_model),
+        lora_rank=4, lora_save="adapter",
+    )  # fmt: skip
+    policies, _ = committed(made, tmp_path, tiny_model)
+    first = policies.get("round-1").path
+    weights = load_file(first / "model.safetensors")
+    shutil.rmtree(first)
+    again = load_file(policies.get("round-1").path / "model.safetensors")
+    assert all(torch.equal(weights[name], again[name]) for name in weights)

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from selfkd.metrics import alarms
-from tests.testbed.beds import SEEDS, Bed, Row, adding, by_testbed_only
+from tests.testbed import SEEDS
+from tests.testbed.beds import Bed, Row, adding, by_testbed_only
 from tests.testbed.play import play
 
 pytestmark = pytest.mark.testbed

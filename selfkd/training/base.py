@@ -31,7 +31,9 @@ class TrainOptions(Options):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """float32 or bfloat16 autocast; auto takes bfloat16 where the hardware multiplies it fast."""
     lora_rank: int = Field(0, ge=0)
-    """LoRA rank; 0 trains every weight. The adapter is merged into the policy that is saved."""
+    """LoRA rank; 0 trains every weight."""
+    lora_save: Literal["merged", "adapter"] = "merged"
+    """With LoRA, a policy is stored as a whole model, or as the adapter alone (PEFT format)."""
 
     @field_validator("micro_batch_size")
     @classmethod

@@ -57,7 +57,7 @@ def train_policy(
             return
         report = _report(result)
         canary = [(list(tokens), list(expected)) for tokens, expected in result.canary]
-        run.policies.commit(name, step.fingerprint, report, canary)
+        run.policies.commit(name, step.fingerprint, report, canary, origin.name)
     round.finish(step, {"policy": name, "start": origin.name, **report})
 
 

@@ -11,8 +11,6 @@ import pytest
 from tests.testbed.addition import Sum, direct, draw, prompt, scratchpad, write_prompts
 from tests.testbed.charmodel import train_base
 
-SEEDS = [int(s) for s in os.environ.get("SELFKD_TESTBED_SEEDS", "0").split(",")]
-
 by_testbed_only = pytest.mark.skipif(
     "SELFKD_TESTBED_SEEDS" not in os.environ, reason="takes minutes: run by `make testbed`"
 )
