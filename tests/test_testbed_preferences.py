@@ -148,14 +148,27 @@ def judging_bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 
 @by_testbed_only
-def test_a_self_judge_wears_out_and_the_gate_or_the_gap_alarm_tells(judging_bed: Bed) -> None:
+def test_a_self_judge_does_not_see_the_fall_that_the_gate_and_the_gap_alarm_tell(
+    judging_bed: Bed,
+) -> None:
     bed = judging_bed
-    rows = play(
-        bed.runs, "self_rewarding", bed.model, bed.prompts, bed.heldout, rounds=4, seed=bed.seed,
-        samples_per_prompt=8, judgements_per_sample=3, rubric="{question}{response}[",
-        score_pattern="^([0-5])", train=training(1e-4, 4),
-    )  # fmt: skip
-    told = any((row["gate"] or {}).get("decision") == "rolled_back" for row in rows)
-    assert told or any(alarm.name == "reward_hacking" for alarm in alarms(rows))
-    sampled = [row["reward_mean"] for row in rows if row["reward_mean"] is not None]
-    assert sampled[-1] > sampled[0]
+    settings: Settings = {
+        "samples_per_prompt": 8, "judgements_per_sample": 3, "rubric": "{question}{response}[",
+        "score_pattern": "^([0-5])", "alpha": 1.0, "train": training(3e-5, 4), "rounds": 4,
+    }  # fmt: skip
+
+    def rounds(**more: Any) -> list[dict[str, Any]]:
+        return play(
+            bed.runs, "self_rewarding", bed.model, bed.prompts, bed.heldout,
+            seed=bed.seed, **settings, **more,
+        )  # fmt: skip
+
+    unguarded = rounds(gate={"mode": "off"})
+    first, last = unguarded[0], unguarded[-1]
+    assert last["heldout_reward"] <= first["heldout_reward"] - 0.15
+    assert last["reward_mean"] >= first["reward_mean"] - 0.3  # of 5: it sees nothing of it
+    told = any(alarm.name == "reward_hacking" for alarm in alarms(unguarded))
+    guarded = rounds()
+    assert told or guarded[-1]["gate"]["decision"] == "rolled_back"
+    best = max(row["heldout_reward"] for row in guarded)
+    assert best >= first["heldout_reward"]  # what the run stands by is no worse than the base
