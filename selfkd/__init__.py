@@ -9,37 +9,71 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from selfkd.config import LoopOptions
     from selfkd.judging import JudgeOptions
-    from selfkd.objectives import SFT
+    from selfkd.objectives import DPO, KTO, SFT, Mixture
+    from selfkd.pairs import (
+        all_above,
+        best_worst,
+        given_own,
+        k_zip,
+        length_controlled,
+        right_wrong,
+    )
     from selfkd.plugins import judge, loop
     from selfkd.records import Prompt, Sample, Verdict
     from selfkd.round import Round
-    from selfkd.rules import above, at_most, correct, everything, finished, top, unique
+    from selfkd.rules import (
+        above,
+        at_most,
+        balanced,
+        correct,
+        everything,
+        finished,
+        majority,
+        top,
+        unique,
+    )
     from selfkd.run import Run
-    from selfkd.views import affix, fewshot, hint, plain, system
+    from selfkd.tables import Pairs, Samples, Scored
+    from selfkd.views import affix, fewshot, from_columns, hint, plain, system
 
     __version__: str
 
 __all__ = [
+    "DPO",
+    "KTO",
     "SFT",
     "JudgeOptions",
     "LoopOptions",
+    "Mixture",
+    "Pairs",
     "Prompt",
     "Round",
     "Run",
     "Sample",
+    "Samples",
+    "Scored",
     "Verdict",
     "__version__",
     "above",
     "affix",
+    "all_above",
     "at_most",
+    "balanced",
+    "best_worst",
     "correct",
     "everything",
     "fewshot",
     "finished",
+    "from_columns",
+    "given_own",
     "hint",
     "judge",
+    "k_zip",
+    "length_controlled",
     "loop",
+    "majority",
     "plain",
+    "right_wrong",
     "system",
     "top",
     "unique",
@@ -48,13 +82,32 @@ __all__ = [
 _HOMES = {
     "selfkd.config": ("LoopOptions",),
     "selfkd.judging": ("JudgeOptions",),
-    "selfkd.objectives": ("SFT",),
+    "selfkd.objectives": ("DPO", "KTO", "SFT", "Mixture"),
+    "selfkd.pairs": (
+        "all_above",
+        "best_worst",
+        "given_own",
+        "k_zip",
+        "length_controlled",
+        "right_wrong",
+    ),
     "selfkd.plugins": ("judge", "loop"),
     "selfkd.records": ("Prompt", "Sample", "Verdict"),
     "selfkd.round": ("Round",),
-    "selfkd.rules": ("above", "at_most", "correct", "everything", "finished", "top", "unique"),
+    "selfkd.rules": (
+        "above",
+        "at_most",
+        "balanced",
+        "correct",
+        "everything",
+        "finished",
+        "majority",
+        "top",
+        "unique",
+    ),
     "selfkd.run": ("Run",),
-    "selfkd.views": ("affix", "fewshot", "hint", "plain", "system"),
+    "selfkd.tables": ("Pairs", "Samples", "Scored"),
+    "selfkd.views": ("affix", "fewshot", "from_columns", "hint", "plain", "system"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -202,6 +202,8 @@ def step_words(verb: str, summary: Fields) -> str:
         case "keep":
             reasons = ", ".join(f"{n} {why}" for why, n in summary["dropped"].items())
             return f"{summary['kept']} kept{f', dropped: {reasons}' if reasons else ''}"
+        case "pair":
+            return f"{summary['pairs']} pairs from {summary['prompts']} prompts"
         case "train":
             if not summary.get("steps"):
                 return f"nothing learnt, {summary['policy']} stays"

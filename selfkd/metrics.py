@@ -30,6 +30,8 @@ seconds         {"generate", "judge", "train", "evaluate"}: wall-clock of the fi
                 evaluate holds all held-out steps, judge is without waiting for samples
 train           {"steps", "examples", "loss_first", "loss_last", "start"} and, where weights stayed
                 as they were, "no_signal": true
+pairs           {"pairs", "prompts", "margin_mean", "chosen_length", "rejected_length"} of what was
+                compared: pairs made, prompts they are of, mean gap in reward, mean tokens
 gate            {"policy", "decision", "best", "p_value", "delta"}
 extra           {label: {"samples", "scored", "kept", "reward_mean"}} of further sampling in the
                 round, such as STaR's rationalisation
@@ -128,6 +130,7 @@ def _figures(number: int, steps: Sequence[StepRecord]) -> Row:
             "evaluate": _seconds(heldout),
         },
         "train": _train_figures(_of(own, "train")),
+        "pairs": _pair_figures(_of(main, "pair")),
         "gate": next((s.summary for s in _of(steps, "gate") if s.finished), None),
         "extra": _extra_figures([s for s in own if s.label]),
     }
@@ -264,6 +267,12 @@ def _train_figures(steps: Sequence[StepRecord]) -> Row | None:
         "loss_last": losses[-1] if losses else None,
         "start": step.args().get("start_name"),
     }
+
+
+def _pair_figures(steps: Sequence[StepRecord]) -> Row | None:
+    names = ("pairs", "prompts", "margin_mean", "chosen_length", "rejected_length")
+    finished = [s.summary for s in steps if s.finished]
+    return {name: finished[-1].get(name) for name in names} if finished else None
 
 
 def _extra_figures(steps: Sequence[StepRecord]) -> dict[str, Row]:

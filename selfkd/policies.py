@@ -13,6 +13,9 @@ from selfkd.records import content_hash
 
 Canary = list[tuple[list[int], list[float]]]
 
+MERGED = 3
+"""Models merged from adapters that stay on disk: the start, the newest and the best."""
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -20,6 +23,7 @@ class Policy:
 
     name: str
     path: Path
+    """HF model directory; of a policy stored as an adapter, the model merged from it."""
     fingerprint: str
     canary: Canary
     """Fixed token sequences with their log-probabilities as the trainer computed them."""
@@ -35,7 +39,7 @@ class Policies:
 
     def get(self, name: str) -> Policy:
         """A policy by name, its files checked against its manifest once in this process."""
-        if name not in self._verified:
+        if name not in self._verified or not self._verified[name].path.exists():
             self._verified[name] = self._load(name)
         return self._verified[name]
 
@@ -57,8 +61,18 @@ class Policies:
         recorded = json.loads(manifest.read_text())
         return recorded["report"] if recorded["fingerprint"] == fingerprint else None
 
-    def commit(self, name: str, fingerprint: str, report: dict[str, Any], canary: Canary) -> Policy:
-        """Make the staged policy durable and visible, in one rename."""
+    def commit(
+        self,
+        name: str,
+        fingerprint: str,
+        report: dict[str, Any],
+        canary: Canary,
+        start: str = "base",
+    ) -> Policy:
+        """Make the staged policy durable and visible, in one rename.
+
+        `start` is the policy that it was trained from; an adapter is merged into that one.
+        """
         staged = self._ledger.path / "policies" / f".tmp-{name}"
         files = sorted(p for p in staged.iterdir() if p.is_file())
         for file in files:
@@ -66,6 +80,7 @@ class Policies:
                 os.fsync(handle.fileno())
         manifest = {
             "policy": name,
+            "start": start,
             "fingerprint": fingerprint,
             "files": {f.name: {"bytes": f.stat().st_size, "sha256": file_sha256(f)} for f in files},
             "report": report,
@@ -76,8 +91,26 @@ class Policies:
         shutil.rmtree(final, ignore_errors=True)
         staged.rename(final)
         sync_directory(final.parent)
-        self._verified[name] = Policy(name, final, fingerprint, canary)
+        self._verified[name] = Policy(name, self._whole(final, name, start), fingerprint, canary)
         return self._verified[name]
+
+    def _whole(self, path: Path, name: str, start: str) -> Path:
+        """The model directory of a policy: its own, or one merged from its adapter.
+
+        Merged models are copies: only the last `MERGED` are left on disk.
+        """
+        if not (path / "adapter_config.json").exists():
+            return path
+        from selfkd.training.adapters import merge
+
+        folder = path.parent / ".merged"
+        merged = folder / name
+        if not merged.exists():
+            merge(path, self.get(start).path, merged)
+        os.utime(merged)
+        for old in sorted(folder.iterdir(), key=lambda p: -p.stat().st_mtime)[MERGED:]:
+            shutil.rmtree(old)
+        return merged
 
     def _load(self, name: str) -> Policy:
         path = self._ledger.policy_dir(name)
@@ -90,7 +123,8 @@ class Policies:
                 raise broken(path / file, "recorded in the manifest but missing")
             if file_sha256(path / file) != entry["sha256"]:
                 raise broken(path / file, "its content does not match the manifest")
-        return Policy(name, path, manifest["fingerprint"], manifest["canary"])
+        whole = self._whole(path, name, manifest.get("start", "base"))
+        return Policy(name, whole, manifest["fingerprint"], manifest["canary"])
 
 
 def model_fingerprint(path: Path) -> str:

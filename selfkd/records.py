@@ -116,8 +116,23 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Pair:
+    """Two samples of one prompt, the first to be preferred; `margin` is the gap in reward."""
+
+    prompt_id: str
+    chosen_id: str
+    rejected_id: str
+    margin: float | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
-    """What a trainer consumes: prompt and completion tokens, and the samples they come from."""
+    """What a trainer consumes: prompt and completion tokens, and the samples they come from.
+
+    `completion_tokens` are to become likelier, `rejected_tokens` less likely; a pair has both, an
+    unpaired rejected sample (KTO) has no completion tokens.
+    """
 
     id: str
     prompt_id: str
@@ -176,6 +191,16 @@ DECISIONS = pa.schema(
         ("prompt_id", pa.string()),
         ("kept", pa.bool_()),
         ("reason", pa.string()),
+        ("weight", pa.float64()),
+    ]
+)
+
+PAIRS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("chosen_id", pa.string()),
+        ("rejected_id", pa.string()),
+        ("margin", pa.float64()),
         ("weight", pa.float64()),
     ]
 )
@@ -245,7 +270,7 @@ def read_samples(table: pa.Table, prompts: Mapping[str, Prompt]) -> list[Sample]
 
 
 def rows_table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
-    """Verdicts, decisions or examples as an Arrow table of `schema`."""
+    """Verdicts, decisions, pairs or examples as an Arrow table of `schema`."""
     columns = []
     for f in schema:
         values = [getattr(row, f.name) for row in rows]
@@ -256,7 +281,7 @@ def rows_table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
 
 
 def read_rows(table: pa.Table, row_type: type[T]) -> list[T]:
-    """The inverse of `rows_table` for `Verdict`, `Decision` or `Example`."""
+    """The inverse of `rows_table` for `Verdict`, `Decision`, `Pair` or `Example`."""
     names = [f.name for f in fields(row_type)]  # type: ignore[arg-type]
     return [
         row_type(**{n: tuple(r[n]) if isinstance(r[n], list) else r[n] for n in names})

@@ -1,18 +1,20 @@
-"""One round and its five verbs. Each verb is durable: asked again, it returns what it recorded."""
+"""One round and its verbs. Each verb is durable: asked again, it returns what it recorded."""
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from selfkd.judging import JudgeSpec
 from selfkd.ledger import Step
-from selfkd.objectives import SFT
+from selfkd.objectives import Objective, Which
+from selfkd.pairs import DEMONSTRATION, PairRule
 from selfkd.prompts import PromptSource
 from selfkd.records import (
     DECISIONS,
     Decision,
+    Pair,
     Prompt,
     content_hash,
     prompts_table,
@@ -23,16 +25,17 @@ from selfkd.records import (
 from selfkd.rules import Rule
 from selfkd.rundir import HELDOUT
 from selfkd.sampling.base import Sampling
-from selfkd.tables import Kept, Samples, Scored
+from selfkd.tables import Kept, Pairs, Samples, Scored
+from selfkd.verbs.demonstrate import record_demonstrations
 from selfkd.verbs.generate import sample_shards
 from selfkd.verbs.judge import judge_shards
+from selfkd.verbs.pair import record_pairs
+from selfkd.verbs.score import record_scores
 from selfkd.verbs.train import train_policy
 from selfkd.views import View, plain
 
 if TYPE_CHECKING:
     from selfkd.run import Run
-
-Start = Literal["base", "previous", "best"]
 
 
 class Round:
@@ -100,6 +103,27 @@ class Round:
             self.finish(step, {"prompts": len(fits), "too_long": len(drawn) - len(fits)})
         return [p for table in step.tables() for p in read_prompts(table)], step.fingerprint
 
+    def demonstrate(
+        self,
+        prompts: Sequence[Prompt],
+        texts: Mapping[str, str],
+        *,
+        label: str,
+    ) -> Samples:
+        """Completions that were given, as samples: one a prompt, found by the prompt's id.
+
+        Their policy is `demonstration`. SPIN prefers them to the policy's own; a seed stage learns
+        from them.
+        """
+        sampling = self.run.config.sampling
+        prompts, fingerprint = self._prompts(prompts, plain, sampling, label)
+        identity = content_hash([texts[p.id] for p in prompts])
+        args = {"prompts": fingerprint, "texts": identity, "policy_name": DEMONSTRATION}
+        step = self._step("generate", label, args, len(prompts))
+        if not step.finished:
+            record_demonstrations(self, step, prompts, texts)
+        return Samples(step, prompts, 1, lambda: iter(()))
+
     # -- judge ----------------------------------------------------------------------------------
 
     def judge(self, samples: Samples, judge: JudgeSpec, *, label: str = "") -> Scored:
@@ -111,9 +135,32 @@ class Round:
         self.run.owed.insert(0, scored)  # before its samples, which it takes as they come
         return scored
 
+    def score(
+        self,
+        samples: Samples,
+        rewards: Mapping[str, float | None],
+        *,
+        judge: str,
+        answers: Mapping[str, str] | None = None,
+        label: str = "",
+    ) -> Scored:
+        """Give samples rewards that the loop worked out, by sample id; None: none could be read.
+
+        For judgements that are samples themselves (`selfkd.judgements`). `judge` names how the
+        rewards came about; `answers` may hold what was read out of a sample.
+        """
+        label = label or samples.step.label
+        texts = dict(answers or {})
+        given = content_hash([[s.id, rewards.get(s.id), texts.get(s.id)] for s in samples.rows])
+        args = {"samples": samples.step.fingerprint, "judge": judge, "rewards": given}
+        step = self._step("judge", label, args, samples.count)
+        if not step.finished:
+            record_scores(self, step, samples.rows, rewards, texts, judge)
+        return Scored(step, samples, lambda: None)
+
     # -- keep -----------------------------------------------------------------------------------
 
-    def keep(self, scored: Scored, rule: Rule, *, label: str = "") -> Kept:
+    def keep(self, scored: Scored | Samples, rule: Rule, *, label: str = "") -> Kept:
         """Decide which samples are learnt from; every drop has its reason on record."""
         label = label or scored.step.label
         scored.wait()
@@ -127,7 +174,7 @@ class Round:
             self.finish(step, {"kept": kept, "dropped": dict(dropped), "rule": rule.name})
         return Kept(step, scored, [d for t in step.tables() for d in read_rows(t, Decision)])
 
-    def _decide(self, scored: Scored, rule: Rule) -> list[Decision]:
+    def _decide(self, scored: Scored | Samples, rule: Rule) -> list[Decision]:
         candidates = scored.candidates()
         rng = np.random.default_rng([self.run.config.seed, self.number])
         reasons = rule.apply(candidates, rng)
@@ -138,13 +185,30 @@ class Round:
             )
         ]
 
+    # -- pair -----------------------------------------------------------------------------------
+
+    def pair(self, *parts: Scored | Samples, rule: PairRule, label: str = "") -> Pairs:
+        """Decide which samples of a prompt are compared, within and across the given steps.
+
+        Recorded twice: each sample's decision (step `keep`), and the pairs (step `pair`).
+        """
+        label = label or parts[0].step.label
+        for part in parts:
+            part.wait()
+        inputs = [part.step.fingerprint for part in parts]
+        args = {"scored": inputs, "rule": rule.name, "seed": self.run.config.seed}
+        kept = self._step("keep", label, args, 0)
+        step = self._step("pair", label, args, 0)
+        record_pairs(self, kept, step, parts, rule)
+        return Pairs(step, parts, [p for t in step.tables() for p in read_rows(t, Pair)])
+
     # -- train ----------------------------------------------------------------------------------
 
     def train(
         self,
-        objective: SFT,
+        objective: Objective,
         *,
-        start: Start = "previous",
+        start: Which = "previous",
         steps: int | None = None,
         learning_rate: float | None = None,
     ) -> str:
@@ -154,7 +218,8 @@ class Round:
         `steps` fixes the number of optimiser steps, otherwise the config's epochs decide. With no
         example the weights stay as they are, and the run stops or goes on by `on_no_signal`.
         """
-        origin = self.run.policies.get(self._start(start))
+        origin = self.run.policies.get(self._which(start))
+        ref = self.run.policies.get(self._which(objective.ref)) if objective.ref else None
         options = self.run.config.train
         if learning_rate is not None:
             options = options.model_copy(update={"learning_rate": learning_rate})
@@ -168,14 +233,16 @@ class Round:
             "steps": steps,
             "seed": self.run.config.seed,
         }
+        if ref:
+            args |= {"ref": ref.fingerprint, "ref_name": ref.name}
         step = self._step("train", "", args, 0)
         if not step.finished:
-            train_policy(self, step, objective, origin, options, steps)
+            train_policy(self, step, objective, origin, options, steps, ref)
         self.run.trained(step.summary["policy"])
         return step.summary["policy"]
 
-    def _start(self, start: Start) -> str:
-        return {"base": "base", "previous": self.policy, "best": self.run.best}[start]
+    def _which(self, which: Which) -> str:
+        return {"base": "base", "previous": self.policy, "best": self.run.best}[which]
 
     # -- evaluate -------------------------------------------------------------------------------
 

@@ -4,8 +4,8 @@ A rule looks at the candidates that earlier rules left alive and gives each one 
 `a | b` applies `a`, then `b`.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,8 @@ class Candidates:
     lengths: np.ndarray
     """Tokens of each completion."""
     rewards: np.ndarray
+    policies: Sequence[str] = ()
+    """Who wrote each completion."""
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -121,7 +123,7 @@ def at_most(count: int) -> Rule:
 
     def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
         reasons = {}
-        for members in _by_prompt(c, alive).values():
+        for members in by_prompt(c, alive).values():
             for i in rng.permutation(members)[count:]:
                 reasons[i] = f"over {count} a prompt"
         return reasons
@@ -134,7 +136,7 @@ def top(count: int) -> Rule:
 
     def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
         reasons = {}
-        for members in _by_prompt(c, alive).values():
+        for members in by_prompt(c, alive).values():
             ranked = sorted(members, key=lambda i: -np.nan_to_num(c.rewards[i], nan=-np.inf))
             for i in ranked[count:]:
                 reasons[i] = f"not in the best {count}"
@@ -143,12 +145,59 @@ def top(count: int) -> Rule:
     return Rule(f"top({count})", drop)
 
 
+def majority(min_share: float = 0.0) -> Rule:
+    """The answer that most of a prompt's candidates give: a label nobody had to write (LMSI).
+
+    Reads the answers that the judge read, not its rewards. Of answers with as many votes the first
+    one wins; a share of the votes below `min_share` settles nothing.
+    """
+
+    def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
+        reasons = {}
+        for members in by_prompt(c, alive).values():
+            votes = Counter(a for i in members if (a := c.answers[i]) is not None)
+            label, count = max(votes.items(), key=lambda item: item[1], default=(None, 0))
+            settled = count >= min_share * votes.total()
+            for i in members:
+                if c.answers[i] is None:
+                    reasons[i] = "no answer"
+                elif not settled:
+                    reasons[i] = f"majority below {min_share:g}"
+                elif c.answers[i] != label:
+                    reasons[i] = "not the majority's answer"
+        return reasons
+
+    return Rule(f"majority({min_share:g})", drop)
+
+
+def balanced() -> Rule:
+    """No answer more often than the second most frequent one: a seeded choice of the rest goes.
+
+    Self-Rewarding's seed judgements (arXiv:2401.10020, section 3.1): one score would prevail.
+    """
+
+    def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
+        groups: dict[str | None, list[int]] = defaultdict(list)
+        for i in alive:
+            groups[c.answers[i]].append(i)
+        sizes = sorted((len(members) for members in groups.values()), reverse=True)
+        limit = sizes[1] if len(sizes) > 1 else len(alive)
+        reasons = {}
+        for members in groups.values():
+            for i in rng.permutation(members)[limit:]:
+                reasons[int(i)] = "over-represented"
+        return reasons
+
+    return Rule("balanced", drop)
+
+
 def everything() -> Rule:
     """Keep all: the control without a judge."""
     return Rule("everything", lambda c, alive, rng: {})
 
 
-def _by_prompt(c: Candidates, alive: list[int]) -> dict[str, list[int]]:
+def by_prompt(c: Candidates, alive: Iterable[int]) -> dict[str, list[int]]:
+    """The given candidates' indices by prompt id, in order."""
     groups: dict[str, list[int]] = defaultdict(list)
     for i in alive:
         groups[c.prompt_ids[i]].append(i)

@@ -1,13 +1,13 @@
 """Handles on what verbs record: lazy, streamed shard by shard, readable again at any time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from selfkd.ledger import Step
-from selfkd.records import Decision, Prompt, Sample, Verdict, read_rows, read_samples
+from selfkd.records import Decision, Pair, Prompt, Sample, Verdict, read_rows, read_samples
 from selfkd.rules import Candidates
 
 Batch = tuple[int, list[Sample]]
@@ -49,6 +49,10 @@ class Samples:
         batches = dict(self.batches())
         return [sample for index in sorted(batches) for sample in batches[index]]
 
+    def candidates(self) -> Candidates:
+        """The samples in columns, unscored."""
+        return _columns(self.rows, {})
+
 
 class Scored:
     """Samples with their verdicts; judging happens while this is iterated."""
@@ -73,17 +77,7 @@ class Scored:
     def candidates(self) -> Candidates:
         """The scored samples in columns, for rules."""
         verdicts = self.verdicts  # first: it takes the samples as they come
-        samples = self.samples.rows
-        rewards = [verdicts[s.id].reward for s in samples]
-        return Candidates(
-            sample_ids=[s.id for s in samples],
-            prompt_ids=[s.prompt.id for s in samples],
-            completions=[s.completion for s in samples],
-            answers=[verdicts[s.id].answer for s in samples],
-            finishes=[s.finish for s in samples],
-            lengths=np.array([len(s.tokens) for s in samples], dtype=np.int64),
-            rewards=np.array([np.nan if r is None else r for r in rewards], dtype=np.float64),
-        )
+        return _columns(self.samples.rows, verdicts)
 
     def failed_prompts(self) -> list[Prompt]:
         """Prompts none of whose samples has reward 1, in order (STaR rationalises these)."""
@@ -104,6 +98,41 @@ class Scored:
         return {prompt: float(np.mean(rewards)) for prompt, rewards in groups.items()}
 
 
+def _columns(samples: Sequence[Sample], verdicts: Mapping[str, Verdict]) -> Candidates:
+    found = [verdicts.get(s.id) for s in samples]
+    rewards = [np.nan if v is None or v.reward is None else v.reward for v in found]
+    return Candidates(
+        sample_ids=[s.id for s in samples],
+        prompt_ids=[s.prompt.id for s in samples],
+        completions=[s.completion for s in samples],
+        answers=[v.answer if v else None for v in found],
+        finishes=[s.finish for s in samples],
+        lengths=np.array([len(s.tokens) for s in samples], dtype=np.int64),
+        rewards=np.array(rewards, dtype=np.float64),
+        policies=[s.policy for s in samples],
+    )
+
+
+def joined(parts: Sequence[Scored | Samples]) -> Candidates:
+    """The candidates of several steps as one table, in order."""
+    columns = [part.candidates() for part in parts]
+    return Candidates(
+        sample_ids=[v for c in columns for v in c.sample_ids],
+        prompt_ids=[v for c in columns for v in c.prompt_ids],
+        completions=[v for c in columns for v in c.completions],
+        answers=[v for c in columns for v in c.answers],
+        finishes=[v for c in columns for v in c.finishes],
+        lengths=np.concatenate([c.lengths for c in columns]),
+        rewards=np.concatenate([c.rewards for c in columns]),
+        policies=[v for c in columns for v in c.policies],
+    )
+
+
+def samples_of(part: Scored | Samples) -> Samples:
+    """The samples behind a step, judged or not."""
+    return part.samples if isinstance(part, Scored) else part
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """The samples a rule kept, with their weights."""
@@ -114,6 +143,19 @@ class Kept:
 
     def rows(self) -> list[tuple[Sample, float]]:
         """Kept samples with their weights, in order."""
-        samples = self.scored.samples if isinstance(self.scored, Scored) else self.scored
         weights = {d.sample_id: d.weight for d in self.decisions if d.kept}
-        return [(s, weights[s.id]) for s in samples.rows if s.id in weights]
+        return [(s, weights[s.id]) for s in samples_of(self.scored).rows if s.id in weights]
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Samples compared with one another, as a pair rule chose them."""
+
+    step: Step
+    parts: Sequence[Scored | Samples]
+    pairs: Sequence[Pair]
+
+    def rows(self) -> list[tuple[Sample, Sample, Pair]]:
+        """(chosen, rejected, pair), in order."""
+        samples = {s.id: s for part in self.parts for s in samples_of(part).rows}
+        return [(samples[p.chosen_id], samples[p.rejected_id], p) for p in self.pairs]

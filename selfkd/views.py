@@ -132,6 +132,25 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     return _BRACES.sub(lambda match: values[match[1]] if match[1] else match[0][0], template)
 
 
+def from_columns(template: str) -> Callable[[Prompt], str]:
+    """`template` with {answer} and {any other column} of a prompt filled in, as a function of it.
+
+    Raises DataError for a prompt without one of them.
+    """
+
+    def text(prompt: Prompt) -> str:
+        values = {**prompt.columns, "answer": prompt.answer}
+        for name in sorted(placeholders(template)):
+            if values.get(name) in (None, ""):
+                raise DataError(
+                    f"prompt {prompt.id} has no {name!r} to fill in {template!r}",
+                    remedy="name columns that every prompt has",
+                )
+        return fill(template, {name: str(value) for name, value in values.items()})
+
+    return text
+
+
 def _split_system(messages: Messages) -> tuple[Messages, Messages]:
     """Leading system messages, and the rest."""
     count = next((i for i, m in enumerate(messages) if m["role"] != "system"), len(messages))

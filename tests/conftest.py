@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.testbed import SEEDS
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from selfkd.cluster import Cluster
+    from tests.testbed.beds import Bed
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -98,3 +101,11 @@ def one_thread() -> Iterator[None]:
         for module in (transformers, trainer):
             patch.setattr(module, "cores", lambda: 1)
         yield
+
+
+@pytest.fixture(scope="session", params=SEEDS, ids=lambda s: f"seed{s}")
+def bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Bed":
+    """The testbed's usual base, trained once."""
+    from tests.testbed.beds import adding
+
+    return adding(tmp_path_factory.mktemp(f"bed{request.param}"), request.param)

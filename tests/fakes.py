@@ -17,7 +17,7 @@ from selfkd.prompts import open_prompts
 from selfkd.records import Sample, Verdict
 from selfkd.run import EndOfRun, Run, Setting
 from selfkd.sampling.actor import Progress, Shard
-from selfkd.sampling.base import Completion
+from selfkd.sampling.base import Completion, Sampling
 from selfkd.training.base import TrainJob, TrainReport
 from tests.testbed.charmodel import char_tokenizer
 from tests.testbed.play import JUDGES
@@ -44,10 +44,12 @@ class ScriptedSampler:
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.asked: list[tuple[str, str]] = []
+        self.samplings: list[Sampling] = []
 
     def generate(
         self, policy: str, path: Path, canary: Any, shards: Sequence[Any], sampling: Any
     ) -> Iterator[Shard | Progress]:
+        self.samplings.append(sampling)
         for index, requests in shards:
             completions = {}
             for request in requests:
@@ -71,6 +73,7 @@ class ScriptedRun(Run):
     """A Run without processes."""
 
     def __init__(self, resolved: Resolved, *args: Any, answer: Answer) -> None:
+        self.resolved = resolved
         self.loop = resolved.loop
         self.scripted = ScriptedSampler(answer)
         self.jobs: list[TrainJob] = []
@@ -119,8 +122,18 @@ def scripted_run(folder: Path, source: Path, answer: Answer, **settings: Any) ->
         "judge": f"{JUDGES}:right",
         "sampling": {"max_tokens": 40},
     }
-    resolved = resolve(config | settings)
+    resolved = resolve(config | {k: v for k, v in settings.items() if k != "name"})
     path = new_run(resolved, folder / "runs", settings.get("name"))
+    return _open(resolved, path, model, folder, answer)
+
+
+def resumed(run: ScriptedRun, answer: Answer) -> ScriptedRun:
+    """The same run again, as a resumed one finds it."""
+    folder = run.ledger.path.parents[1]
+    return _open(run.resolved, run.ledger.path, folder / "model", folder, answer)
+
+
+def _open(resolved: Resolved, path: Path, model: Path, folder: Path, answer: Answer) -> ScriptedRun:
     opened = open_prompts(resolved.config.prompts, seed=resolved.config.seed, base=folder)
     setting = Setting(model, TOKENIZER, "transformers", False, 96, 0, 0)
     ledger = Ledger(path)

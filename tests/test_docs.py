@@ -34,6 +34,7 @@ def test_records_page_lists_every_key_of_a_round_and_every_column(tmp_path):
         records.SAMPLES,
         records.VERDICTS,
         records.DECISIONS,
+        records.PAIRS,
         records.EXAMPLES,
     ):
         for name in schema.names:

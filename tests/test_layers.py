@@ -129,7 +129,8 @@ def test_the_engine_names_no_loop_and_no_judge():
 
 @pytest.mark.parametrize("kind", ["loops", "judges"])
 def test_plug_ins_use_what_users_can_use(kind):
-    public = {"selfkd", "selfkd.judging", f"selfkd.{kind}"}
+    public = {"selfkd", "selfkd.judging", "selfkd.judgements", "selfkd.instructions"}
+    public |= {f"selfkd.{kind}"}
     for module in below(kind):
         used = own(imports(module))
         extra = {name for name in used - public if not name.startswith(f"selfkd.{kind}.")}

@@ -8,7 +8,7 @@ import pytest
 
 from selfkd.errors import DataError, UsageError
 from selfkd.metrics import round_rows
-from tests.fakes import TOKENIZER, ScriptedRun, play_script, scripted_run
+from tests.fakes import TOKENIZER, ScriptedRun, play_script, resumed, scripted_run
 from tests.testbed.addition import write_prompts
 from tests.testbed.play import JUDGES
 
@@ -216,3 +216,217 @@ def test_prompts_too_long_are_dropped_with_a_count(tmp_path):
     (step,) = run.ledger.round_dir(0).glob("*-prompts")
     summary = json.loads((step / "manifest.json").read_text())["summary"]
     assert summary == {"prompts": 1, "too_long": 1}
+
+
+def pair_examples(run: ScriptedRun, round: int) -> list[tuple[str, str, str]]:
+    """(prompt, chosen, rejected) triples a round trained on, in order."""
+    (step,) = run.ledger.round_dir(round).glob("*-train")
+    rows = pq.read_table(step / "00000.parquet").to_pylist()
+    names = ("prompt_tokens", "completion_tokens", "rejected_tokens")
+    return [tuple(decode(r[n]) for n in names) for r in rows]  # type: ignore[misc]
+
+
+def decisions(run: ScriptedRun, round: int, step: str = "*-keep") -> dict[str, str]:
+    """Sample id -> reason."""
+    (path,) = run.ledger.round_dir(round).glob(step)
+    rows = pq.read_table(path / "00000.parquet").to_pylist()
+    return {d["sample_id"]: d["reason"] for d in rows}
+
+
+def test_iterative_rpo_zips_right_and_wrong_and_anchors_to_the_last_policy(tmp_path, sums):
+    script = {
+        "1+2=": ["3", "1+2=3;3", "4", "5", "6"],  # two right, three wrong
+        "12+34=": ["46"] * 5,  # all alike
+        "5+5=": ["9", "8", "7", "6", "5"],  # none right
+    }
+    run = scripted_run(
+        tmp_path, sums, lambda policy, text, k: script[text][k],
+        loop="iterative_rpo", rounds=2, samples_per_prompt=5, pairs_per_prompt=4, alpha=0.5,
+        temperatures=[0.8, 1.3],
+    )  # fmt: skip
+    play_script(run)
+    right, wrong = ["3", "1+2=3;3"] * 2, ["4", "5", "6", "4"]
+    assert pair_examples(run, 0) == [("1+2=", w, x) for w, x in zip(right, wrong, strict=True)]
+    reasons = list(decisions(run, 0).values())
+    assert (
+        reasons
+        == ["chosen"] * 2
+        + ["rejected"] * 3
+        + (["nothing to compare with"] + ["duplicate"] * 4)
+        + ["none right"] * 5
+    )
+    assert [Path(j.start_path).name for j in run.jobs] == ["model", "round-001"]
+    assert [j.ref_path for j in run.jobs] == [j.start_path for j in run.jobs]
+    assert run.jobs[0].objective_options["alpha"] == 0.5
+    assert [s.temperature for s in run.scripted.samplings[:2]] == [0.8, 1.3]
+    row = round_rows(run.ledger.path)[0]
+    assert row["pairs"]["pairs"] == 4 and row["pairs"]["prompts"] == 1
+    assert row["coverage"] == pytest.approx(1 / 3)
+
+
+def test_examples_of_pairs_name_their_samples(tmp_path, sums):
+    run = scripted_run(
+        tmp_path, sums, lambda policy, text, k: ["3", "4"][k],
+        loop="iterative_rpo", rounds=1, samples_per_prompt=2, pairs_per_prompt=1,
+    )  # fmt: skip
+    play_script(run)
+    (step,) = run.ledger.round_dir(0).glob("*-train")
+    (row,) = pq.read_table(step / "00000.parquet").to_pylist()
+    (path,) = run.ledger.round_dir(0).glob("*-generate")
+    texts = {s["id"]: s["completion"] for s in pq.read_table(path / "00000.parquet").to_pylist()}
+    assert [texts[i] for i in row["sample_ids"]] == ["3", "4"]
+
+
+def test_no_pair_is_no_signal(tmp_path, sums):
+    def settings(**more):
+        return {"loop": "iterative_rpo", "rounds": 2, "samples_per_prompt": 2} | more
+
+    run = scripted_run(tmp_path, sums, lambda *a: "3", **settings())
+    with pytest.raises(DataError, match=r"no signal: round 0 made no pair"):
+        play_script(run)
+    run = scripted_run(tmp_path, sums, lambda *a: "3", **settings(on_no_signal="continue"))
+    play_script(run)
+    assert run.jobs == []
+    assert [r["train"]["no_signal"] for r in round_rows(run.ledger.path)[:2]] == [True, True]
+
+
+def test_pairs_are_read_back_when_a_run_is_resumed(tmp_path, sums):
+    def settings():
+        return {"loop": "iterative_rpo", "rounds": 1, "samples_per_prompt": 4, "name": "again"}
+
+    run = scripted_run(tmp_path, sums, lambda policy, text, k: f"{k + 1}", **settings())
+    play_script(run)
+    first = pair_examples(run, 0)
+    again = resumed(run, lambda *a: "unasked")
+    play_script(again)
+    assert again.asked == [] and again.jobs == []
+    assert first and pair_examples(again, 0) == first
+
+
+def test_lmsi_keeps_every_path_to_the_majoritys_answer_right_or_wrong(tmp_path, sums):
+    script = {
+        "1+2=": ["3", "1+2=3;3", "4", ""],
+        "12+34=": ["45", "2+4=6;45", "46", "46;45"],  # the majority is wrong
+        "5+5=": ["9", "10", "10", "9"],  # a tie: the first
+    }
+
+    def answer(policy, text, k):
+        return script[text.removeprefix("2+2=1+1+1+1;4")][k]
+
+    run = scripted_run(
+        tmp_path, sums, answer, loop="lmsi", samples_per_prompt=4, cue="[]",
+        shots=[["2+2=", "1+1+1+1;4"]], direct_shots=[["2+2=", "4"]],
+    )  # fmt: skip
+    play_script(run)
+    paths = [("1+2=", "3"), ("1+2=", "1+2=3;3"), ("12+34=", "45"), ("12+34=", "2+4=6;45"),
+             ("12+34=", "46;45"), ("5+5=", "9"), ("5+5=", "9")]  # fmt: skip
+    labels = [("1+2=", "3"), ("12+34=", "45"), ("5+5=", "9")]
+    assert examples(run, 0) == sorted(
+        [("2+2=1+1+1+1;4" + q, path) for q, path in paths]
+        + [("2+2=4" + q, label) for q, label in labels]
+        + [(q + "[]", path) for q, path in paths]
+        + labels
+    )
+    assert Path(run.jobs[0].start_path).name == "model"
+    reasons = decisions(run, 0, "??-keep")
+    assert list(reasons.values()).count("not the majority's answer") == 4
+    assert list(reasons.values()).count("empty") == 1
+
+
+def test_spin_prefers_what_was_given_and_keeps_the_pairs_of_one_round_before(tmp_path, sums):
+    def answer(policy, text, k):
+        own = {"base": "7", "round-1": "8", "round-2": "9"}
+        return "46;2" if text == "12+34=" else own.get(policy, "")
+
+    run = scripted_run(
+        tmp_path, sums, answer, loop="spin", rounds=3, completion="{answer};{digits}",
+        betas=[0.1, 5.0], learning_rates=[1.0, 0.2], train={"learning_rate": 1e-5},
+    )  # fmt: skip
+    play_script(run)
+    given = [("1+2=", "3;1"), ("5+5=", "10;1")]  # what the policy says of itself is no pair
+    of = [[(q, y, own) for q, y in given] for own in "789"]
+    assert pair_examples(run, 0) == of[0]
+    assert pair_examples(run, 1) == of[0] + of[1]
+    assert pair_examples(run, 2) == of[1] + of[2]
+    assert [j.objective_options["beta"] for j in run.jobs] == [0.1, 5.0, 5.0]
+    assert [j.options.learning_rate for j in run.jobs] == pytest.approx([1e-5, 2e-6, 2e-6])
+    assert [Path(str(j.ref_path)).name for j in run.jobs] == ["model", "round-001", "round-002"]
+
+
+def test_spin_needs_a_completion_for_every_prompt(tmp_path, sums):
+    run = scripted_run(tmp_path, sums, lambda *a: "3", loop="spin", completion="{solution}")
+    with pytest.raises(DataError, match="has no 'solution'"):
+        play_script(run)
+
+
+RUBRIC = {"rubric": "{question}{response}[", "score_pattern": r"^([0-5])"}
+
+
+def test_self_rewarding_pairs_what_it_judges_best_and_worst_itself(tmp_path, sums):
+    answers = {"1+2=": ["3", "4", "5"], "12+34=": ["46", "47", "48"], "5+5=": ["9", "8", "7"]}
+    scored = {
+        "1+2=3[": ["5", "4"], "1+2=4[": ["1", "."], "1+2=5[": ["3", "3"],  # means 4.5, 1, 3
+        "12+34=46[": ["2", "2"], "12+34=47[": ["1", "3"], "12+34=48[": ["2", "2"],  # a tie
+        "5+5=9[": [".", "."], "5+5=8[": ["0", "0"], "5+5=7[": [".", "4"],  # wrong, as judges are
+    }  # fmt: skip
+
+    def answer(policy, text, k):
+        return (scored if text.endswith("[") else answers)[text][k]
+
+    run = scripted_run(
+        tmp_path, sums, answer, loop="self_rewarding", rounds=1, samples_per_prompt=3,
+        judgements_per_sample=2, **RUBRIC,
+    )  # fmt: skip
+    play_script(run)
+    assert pair_examples(run, 0) == [("1+2=", "3", "4"), ("5+5=", "7", "8")]
+    reasons = list(decisions(run, 0).values())
+    assert reasons == ["chosen", "rejected", "neither best nor worst"] + ["tie"] * 3 + [
+        "unscored", "rejected", "chosen",
+    ]  # fmt: skip
+    row = round_rows(run.ledger.path)[0]
+    assert row["unscored_by"] == {"unparsed": 1}
+    assert row["reward_mean"] == pytest.approx((4.5 + 1 + 3 + 2 + 2 + 2 + 0 + 4) / 8)
+    assert row["extra"]["judgements"]["samples"] == 18
+
+
+def test_self_rewarding_seed_stage_learns_answers_and_judgements_that_agree(tmp_path, sums):
+    def answer(policy, text, k):
+        if not text.endswith("["):
+            return ["99", {"1+2=": "3", "12+34=": "45", "5+5=": "9"}[text]][k]
+        return {"1+2=3[": "50", "12+34=45[": "15", "5+5=9[": "20"}.get(text, "..")[k]
+
+    run = scripted_run(
+        tmp_path, sums, answer, loop="self_rewarding", rounds=1, samples_per_prompt=2,
+        judgements_per_sample=2, seed_stage=True, pass_score=3, completion="{worked}", **RUBRIC,
+    )  # fmt: skip
+    play_script(run)
+    given = [("1+2=", "1+2=3;3"), ("12+34=", "2+4=6,1+3=4;46"), ("5+5=", "5+5=10,;10")]
+    kept = examples(run, 0)
+    # Agreeing: 5 of the right one; 1, and 2, 0 of the wrong ones: each score once, so all stay.
+    judged = [("1+2=3[", "5"), ("12+34=45[", "1"), ("5+5=9[", "0"), ("5+5=9[", "2")]
+    assert [e for e in kept if e[0].endswith("[")] == judged
+    assert [q for q, _ in kept if not q.endswith("[")] == [q for q, _ in given]
+    assert Path(run.jobs[0].start_path).name == "model"
+
+
+def test_meta_rewarding_prefers_short_answers_and_judgements_that_win(tmp_path):
+    prompts = write_prompts(tmp_path / "sums.jsonl", [(1, 2)])
+    judgements = {"1+2=3[": "555", "1+2=1+2=3;3[": "545", "1+2=9[": "014", "1+2=99[": "000"}
+
+    def answer(policy, text, k):
+        if text.endswith("]"):  # A,B]: the lower judgement of the contested 9 wins, in any place
+            first, second = text.removeprefix("1+2=9").removesuffix("]").split(",")
+            return "A" if int(first) < int(second) else "B"
+        if text.endswith("["):
+            return judgements[text][k]
+        return ["1+2=3;3", "3", "9", "99"][k]
+
+    run = scripted_run(
+        tmp_path, prompts, answer, loop="meta_rewarding", rounds=2, samples_per_prompt=4,
+        judgements_per_sample=3, rho=0.2, judge_rounds=1, compared=3, **RUBRIC,
+        versus="{question}{response}{first},{second}]", winner_pattern=r"^([AB])",
+    )  # fmt: skip
+    play_script(run)
+    # Best tier: 5 and 4.67, the short one; worst tier: 0 alone. Then the judge's pair.
+    assert pair_examples(run, 0) == [("1+2=", "3", "99"), ("1+2=9[", "0", "4")]
+    assert pair_examples(run, 1) == [("1+2=", "3", "99")]

@@ -23,7 +23,8 @@ KEYS = {
     "round", "policy", "samples", "tokens", "length_mean", "length_p95", "truncated",
     "distinct_2", "unique", "scored", "unscored", "unscored_by", "reward_mean", "reward_p10",
     "reward_p50", "reward_p90", "pass_at_k", "kept", "dropped", "accept_rate", "coverage",
-    "heldout_reward", "heldout_scored", "heldout_stderr", "seconds", "train", "gate", "extra",
+    "heldout_reward", "heldout_scored", "heldout_stderr", "seconds", "train", "pairs", "gate",
+    "extra",
 }  # fmt: skip
 
 

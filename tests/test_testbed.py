@@ -3,59 +3,17 @@
 One seed in the test command, three in `make testbed` (SELFKD_TESTBED_SEEDS=0,1,2).
 """
 
-import os
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.testbed.addition import Sum, direct, draw, hinted, prompt, scratchpad, write_prompts
+from tests.testbed.addition import Sum, draw, hinted, prompt, scratchpad, write_prompts
+from tests.testbed.beds import Bed, by_testbed_only
 from tests.testbed.charmodel import train_base
 from tests.testbed.play import JUDGES, play
 
-SEEDS = [int(s) for s in os.environ.get("SELFKD_TESTBED_SEEDS", "0").split(",")]
-
 pytestmark = pytest.mark.testbed
-
-by_testbed_only = pytest.mark.skipif(
-    "SELFKD_TESTBED_SEEDS" not in os.environ, reason="takes minutes: run by `make testbed`"
-)
-
-
-@dataclass(frozen=True)
-class Bed:
-    """A base model, its training prompts and its held-out prompts."""
-
-    model: Path
-    prompts: Path
-    heldout: Path
-    runs: Path
-    seed: int
-
-
-@pytest.fixture(scope="module", params=SEEDS, ids=lambda s: f"seed{s}")
-def bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bed:
-    """Three-digit sums, and a base that answers in two styles and is right one time in six."""
-    seed = request.param
-    folder = tmp_path_factory.mktemp(f"bed{seed}")
-    rng = np.random.default_rng(seed)
-    heldout = draw(100, rng, [3], set())
-    train = draw(300, rng, [3], set(heldout))
-    avoid = {*heldout, *train}
-
-    def batch() -> list[tuple[str, str]]:
-        sums = draw(64, rng, [1, 2, 3, 3], avoid)
-        return [(prompt(*s), (scratchpad if rng.random() < 0.5 else direct)(*s)) for s in sums]
-
-    return Bed(
-        train_base(folder / "base", batch, steps=600, seed=seed),
-        write_prompts(folder / "train.jsonl", train),
-        write_prompts(folder / "heldout.jsonl", heldout),
-        folder / "runs",
-        seed,
-    )
 
 
 def test_rest_em_gains_and_loses_diversity(bed: Bed) -> None:

@@ -31,7 +31,9 @@ class TrainOptions(Options):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """float32 or bfloat16 autocast; auto takes bfloat16 where the hardware multiplies it fast."""
     lora_rank: int = Field(0, ge=0)
-    """LoRA rank; 0 trains every weight. The adapter is merged into the policy that is saved."""
+    """LoRA rank; 0 trains every weight."""
+    lora_save: Literal["merged", "adapter"] = "merged"
+    """With LoRA, a policy is stored as a whole model, or as the adapter alone (PEFT format)."""
 
     @field_validator("micro_batch_size")
     @classmethod
@@ -47,7 +49,7 @@ class TrainJob:
     """One training: plain values only, so that it crosses processes."""
 
     objective: str
-    """`sft` (weights of examples included); `dpo` and `gkd` follow."""
+    """`sft`, `dpo` or `kto`."""
     objective_options: dict[str, Any]
     example_files: tuple[str, ...]
     """Parquet files of schema `records.EXAMPLES`."""
@@ -61,6 +63,8 @@ class TrainJob:
     options: TrainOptions
     max_steps: int | None = None
     """Optimiser steps; overrides epochs."""
+    ref_path: str | None = None
+    """HF model directory of the reference policy, for an objective that has one."""
 
 
 @dataclass(frozen=True, slots=True)

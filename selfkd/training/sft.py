@@ -23,7 +23,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from selfkd.errors import Diverged
 from selfkd.records import Example
-from selfkd.training.base import TrainJob, TrainOptions
+from selfkd.training.base import TrainJob
 
 IGNORED = -100
 """Label of positions without loss."""
@@ -111,12 +111,16 @@ class WeightedSFTTrainer(SFTTrainer):
         self._seed = seed
         self.tokens_seen = 0
         self.losses: list[float] = []
+        self.figures: dict[str, float] = {}
+        """What a subclass adds to the log of the step, summed over its micro-batches."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Any = train_dataset or self.train_dataset
-        lengths = [len(ids) for ids in rows["input_ids"]]
         step = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return SimilarLengths(lengths, step, self._seed)
+        return SimilarLengths(self._lengths(rows), step, self._seed)
+
+    def _lengths(self, rows: Any) -> list[int]:
+        return [len(ids) for ids in rows["input_ids"]]
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> torch.Tensor:
         """The weight of the completion tokens of an optimiser step, over all its micro-batches."""
@@ -133,13 +137,13 @@ class WeightedSFTTrainer(SFTTrainer):
         weights = _token_weights(inputs)
         self.tokens_seen += int(inputs["attention_mask"].sum())
         batch = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-        if inputs["input_ids"].is_cuda:
-            outputs = model(**batch, labels=inputs["labels"], fused_lm_head=True)
-            nll = -outputs.log_probs
-        else:
-            nll = _completion_nll(model, batch, inputs["labels"])
+        nll = token_nll(model, batch, inputs["labels"])
         total = weights.sum() if num_items_in_batch is None else num_items_in_batch
         loss = (nll * weights).sum() / torch.as_tensor(total).clamp(min=1e-8)
+        return self.finite(loss)
+
+    def finite(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss of the next step, or the error that it is none."""
         if not torch.isfinite(loss):
             raise Diverged(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}",
@@ -167,7 +171,9 @@ class WeightedSFTTrainer(SFTTrainer):
             "learning_rate": logs["learning_rate"],
             "epoch": self.state.epoch,
             "tokens": self.tokens_seen,
+            **self.figures,
         }
+        self.figures = {}
         with self._log_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -177,10 +183,17 @@ def _token_weights(batch: dict[str, Any]) -> torch.Tensor:
     return (batch["labels"][:, 1:] != IGNORED) * batch["weights"][:, None]
 
 
+def token_nll(model: Any, batch: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """-log p of the next token, shape (B, T - 1), zero where there is no label."""
+    if labels.is_cuda:
+        return -model(**batch, labels=labels, fused_lm_head=True).log_probs
+    return _completion_nll(model, batch, labels)
+
+
 def _completion_nll(
     model: Any, batch: dict[str, torch.Tensor], labels: torch.Tensor
 ) -> torch.Tensor:
-    """-log p of the next token, shape (B, T - 1), zero where there is no label.
+    """`token_nll` on CPU.
 
     The output head is shown only the hidden states that predict a completion token, so logits of
     prompts and padding are never computed.
@@ -212,19 +225,26 @@ def make_trainer(
         }
         for e in examples
     ]
-    pad = tokenizer.pad_token_id
     return WeightedSFTTrainer(
         model=model,
-        args=_arguments(job, job.options, dtype, len(rows)),
+        args=arguments(job, dtype, len(rows)),
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(rows),
-        data_collator=Collator(tokenizer.eos_token_id if pad is None else pad),
+        data_collator=Collator(padding_token(tokenizer)),
         log_file=Path(job.log_file),
         seed=job.seed,
     )
 
 
-def _arguments(job: TrainJob, options: TrainOptions, dtype: str, count: int) -> SFTConfig:
+def padding_token(tokenizer: Any) -> int:
+    """The token that fills up short rows; attention never sees it."""
+    pad = tokenizer.pad_token_id
+    return tokenizer.eos_token_id if pad is None else pad
+
+
+def arguments(job: TrainJob, dtype: str, count: int) -> SFTConfig:
+    """TRL's arguments for a job of `count` examples."""
+    options = job.options
     batch = min(options.batch_size, count)
     micro = min(options.micro_batch_size or batch, batch)
     on_cpu = not torch.cuda.is_available()

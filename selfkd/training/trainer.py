@@ -17,6 +17,7 @@ from selfkd.errors import DataError, Diverged
 from selfkd.hardware import compute_dtype, cores
 from selfkd.models import check_model_dir
 from selfkd.records import Example, read_rows
+from selfkd.training.adapters import save_adapter
 from selfkd.training.base import TrainJob, TrainReport
 from selfkd.training.rounding import round_to_bfloat16
 
@@ -60,12 +61,17 @@ class LocalTrainer:
         trainer.train()
         # Without the wrapper that computes in the training's dtype.
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        model = model.merge_and_unload() if job.options.lora_rank else model
         dtype = _stored_dtype(job)
+        adapter = job.options.lora_rank > 0 and job.options.lora_save == "adapter"
+        if adapter:
+            save_adapter(model, job, dtype)
+        if job.options.lora_rank:
+            model = model.merge_and_unload()
         if dtype == "bfloat16":
             round_to_bfloat16(model, job.seed)
         canary = _canary(model, examples)
-        _save(model, dtype, job)
+        if not adapter:
+            save(model, dtype, Path(job.start_path), Path(job.out_dir))
         report = TrainReport(
             steps=trainer.state.global_step,
             examples=len(examples),
@@ -81,9 +87,9 @@ class LocalTrainer:
 
 
 def _make_trainer(model: Any, tokenizer: Any, examples: Sequence[Example], job: TrainJob) -> Any:
-    from selfkd.training import sft
+    from selfkd.training import dpo, kto, sft
 
-    makers = {"sft": sft.make_trainer}
+    makers = {"sft": sft.make_trainer, "dpo": dpo.make_trainer, "kto": kto.make_trainer}
     return makers[job.objective](model, tokenizer, examples, job, compute_dtype(job.options.dtype))
 
 
@@ -114,7 +120,7 @@ def _stored_dtype(job: TrainJob) -> str:
     return "float32" if exact else "bfloat16"
 
 
-def _save(model: Any, dtype: str, job: TrainJob) -> None:
+def save(model: Any, dtype: str, start: Path, out: Path) -> None:
     """Write the weights in `dtype`, and everything else as it is in the start's directory.
 
     Training changed the model's configs, and some generation configs that are in use are refused by
@@ -122,7 +128,6 @@ def _save(model: Any, dtype: str, job: TrainJob) -> None:
     """
     from transformers import GenerationConfig
 
-    start, out = Path(job.start_path), Path(job.out_dir)
     model.generation_config = GenerationConfig()
     model.to(getattr(torch, dtype)).save_pretrained(out)
     (out / "generation_config.json").unlink()

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfkd.errors import DataError, Diverged
 from selfkd.ledger import Step
-from selfkd.objectives import SFT
+from selfkd.objectives import Objective
 from selfkd.policies import Policy
 from selfkd.records import EXAMPLES, rows_table
 from selfkd.training.base import TrainJob, TrainOptions, TrainReport
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 def train_policy(
     round: "Round",
     step: Step,
-    objective: SFT,
+    objective: Objective,
     origin: Policy,
     options: TrainOptions,
     steps: int | None,
+    ref: Policy | None = None,
 ) -> None:
     """Train and commit `round-{number + 1}`; its examples are recorded first.
 
@@ -30,7 +31,7 @@ def train_policy(
     if not step.has(0):
         step.write(0, rows_table(objective.examples(run.setting.tokenizer), EXAMPLES))
     if not step.read(0).num_rows:
-        _no_signal(round, step)
+        _no_signal(round, step, objective.missing)
         return
     name = f"round-{round.number + 1}"
     report = run.policies.committed(name, step.fingerprint)
@@ -45,6 +46,7 @@ def train_policy(
             seed=run.config.seed * 1000 + round.number,
             options=options,
             max_steps=steps,
+            ref_path=str(ref.path) if ref else None,
         )
         try:
             result = run.train(job, lambda row: _progress(round, step, row))
@@ -55,17 +57,17 @@ def train_policy(
             return
         report = _report(result)
         canary = [(list(tokens), list(expected)) for tokens, expected in result.canary]
-        run.policies.commit(name, step.fingerprint, report, canary)
+        run.policies.commit(name, step.fingerprint, report, canary, origin.name)
     round.finish(step, {"policy": name, "start": origin.name, **report})
 
 
 _NOTHING = {"steps": 0, "examples": 0}
 
 
-def _no_signal(round: "Round", step: Step) -> None:
+def _no_signal(round: "Round", step: Step, missing: str) -> None:
     if round.run.config.on_no_signal == "stop":
         raise DataError(
-            f"no signal: round {round.number} kept no sample, so there is nothing to train on",
+            f"no signal: round {round.number} {missing}, so there is nothing to train on",
             where=str(step.path.parent),
             remedy=f"see why with `selfkd show {round.run.ledger.path} --round {round.number} "
             "--dropped`, or set on_no_signal=continue",

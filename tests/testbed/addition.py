@@ -52,7 +52,15 @@ def draw(count: int, rng: np.random.Generator, digits: Sequence[int], avoid: set
 
 
 def write_prompts(path: Path, sums: Sequence[Sum]) -> Path:
-    """Sums as a JSONL prompt file."""
-    rows = ({"prompt": prompt(a, b), "answer": str(a + b), "digits": len(str(a))} for a, b in sums)
+    """Sums as a JSONL prompt file; `worked` is the answer in style R."""
+    rows = (
+        {
+            "prompt": prompt(a, b),
+            "answer": str(a + b),
+            "digits": len(str(a)),
+            "worked": scratchpad(a, b),
+        }
+        for a, b in sums
+    )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -1,0 +1,73 @@
+"""Meta-Rewarding: the policy answers, judges its answers, and judges its judgements.
+
+Wu et al. 2024, "Meta-Rewarding Language Models: Self-Improving Alignment with LLM-as-a-Meta-Judge",
+arXiv:2407.19594.
+
+As Self-Rewarding, but for two things. Length is held: of the answers close to a prompt's best score
+the shortest is chosen, of those close to its worst the longest rejected (`rho`). And the judge
+learns too: for each prompt the answer whose scores vary most is taken, its judgements are compared
+two by two, in both orders, by the same policy, and from the wins, weighted against a preference for
+a position, each judgement gets a strength; the strongest is preferred to the weakest. In the first
+`judge_rounds` both kinds of pairs are learnt, later only the actor's.
+
+Departures: the Elo ratings are Bradley-Terry strengths with half a game of prior. The seed judge
+(EFT) is that of `self_rewarding` with `seed_stage`: start from its policy. Judgements longer than
+the token limit are cut off and never chosen, where the paper drops long winners by a threshold.
+"""
+
+from itertools import permutations
+
+from pydantic import Field
+
+from selfkd import DPO, Pairs, Round, Run, Samples, best_worst, judgements, length_controlled, loop
+from selfkd.loops.self_rewarding import SelfRewardingOptions, created, judged
+
+
+class MetaRewardingOptions(SelfRewardingOptions):
+    """Options of Meta-Rewarding."""
+
+    samples_per_prompt: int = Field(7, ge=2)
+    """Answers to each prompt."""
+    judgements_per_sample: int = Field(11, ge=2)
+    """Judgements of each answer, averaged."""
+    rho: float = Field(0.2, ge=0, lt=0.5)
+    """How close to the best (worst) score counts as good (bad), in parts of their distance."""
+    judge_rounds: int = Field(2, ge=0)
+    """Rounds in which the judge learns as well."""
+    compared: int = Field(3, ge=2)
+    """Judgements of an answer that are compared, each with each in both orders."""
+    versus: str = judgements.VERSUS
+    """How two judgements are compared: {question}, {response}, {first} and {second}."""
+    winner_pattern: str = judgements.WINNER
+    """The last line that matches names the winner: its first group, A or B."""
+
+
+def judge_pairs(
+    round: Round, samples: Samples, drawn: Samples, options: MetaRewardingOptions
+) -> Pairs:
+    """The strongest judgement of a contested answer against the weakest."""
+    reader = judgements.read(options.score_pattern)
+    contests = judgements.contested(samples.rows, drawn.rows, reader, options.compared)
+    asked = judgements.ask_which(
+        [(s, a, b) for s, found in contests for a, b in permutations(found, 2)], options.versus
+    )
+    read = judgements.read(options.winner_pattern)
+    compared = round.generate(asked, n=1, label="comparisons")
+    winners = {s.prompt.id: read(s) for s in compared.rows}
+    scored = round.score(drawn, judgements.strengths(contests, winners), judge="meta")
+    return round.pair(scored, rule=best_worst())
+
+
+@loop("meta_rewarding", paper="arXiv:2407.19594")
+def meta_rewarding(run: Run, options: MetaRewardingOptions) -> None:
+    made = []
+    for round in run.rounds(options.rounds):
+        samples = round.generate(created(round, run, made, options), n=options.samples_per_prompt)
+        drawn, scored = judged(round, samples, options)
+        pairs = [round.pair(scored, rule=length_controlled(options.rho))]
+        if round.number < options.judge_rounds:
+            pairs.append(judge_pairs(round, samples, drawn, options))
+        round.train(DPO(*pairs, beta=options.beta, alpha=options.alpha), start="previous")
+        round.evaluate(run.heldout, run.gold_judge)
+    last = run.final_round()
+    judged(last, last.generate(run.prompts, n=options.samples_per_prompt), options)

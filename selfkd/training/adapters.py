@@ -1,0 +1,49 @@
+"""Policies stored as a LoRA adapter alone: PEFT's files, and what it takes to merge them again."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from selfkd.training.base import TrainJob
+
+TOKENIZER = ("tokenizer", "chat_template", "special_tokens", "added_tokens", "vocab", "merges")
+"""How the names of a tokenizer's files begin."""
+
+MERGE = "merge.json"
+"""{"dtype", "seed"}: how the merged weights are rounded, so that merging again gives the same."""
+
+
+def save_adapter(model: Any, job: TrainJob, dtype: str) -> None:
+    """Write the adapter of a PEFT model, and the start's tokenizer, to the job's directory."""
+    out = Path(job.out_dir)
+    model.save_pretrained(out)
+    for file in Path(job.start_path).iterdir():
+        if file.name.startswith(
+            ("tokenizer", "chat_template", "special_tokens", "vocab", "merges")
+        ):
+            shutil.copy(file, out / file.name)
+    (out / MERGE).write_text(json.dumps({"dtype": dtype, "seed": job.seed}) + "\n")
+
+
+def merge(adapter: Path, base: Path, out: Path) -> Path:
+    """Write the model that `adapter` makes of the model in `base` to the new directory `out`."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from selfkd.training.rounding import round_to_bfloat16
+    from selfkd.training.trainer import save
+
+    how = json.loads((adapter / MERGE).read_text())
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.float32, use_safetensors=True
+    )
+    model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    if how["dtype"] == "bfloat16":
+        round_to_bfloat16(model, how["seed"])
+    staged = out.with_name(out.name + ".tmp")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    save(model, how["dtype"], base, staged)
+    return staged.rename(out)
