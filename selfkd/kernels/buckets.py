@@ -41,7 +41,8 @@ def fill_buckets(
     log_rest = torch.logsumexp(rest, -1, keepdim=True)
     log_all = torch.logsumexp(scaled, -1, keepdim=True)
     student = (torch.cat([picked, log_rest], -1) - log_all).clamp_min(FLOOR)
-    return Buckets(teacher_buckets(teacher_logprobs_BK, known), student, rest, log_rest, log_all)
+    teacher = teacher_buckets(teacher_logprobs_BK, known).to(scaled.dtype)
+    return Buckets(teacher, student, rest, log_rest, log_all)
 
 
 def teacher_buckets(logprobs_BK: Tensor, known_BK: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ def teacher_buckets(logprobs_BK: Tensor, known_BK: Tensor) -> Tensor:
     total = torch.logsumexp(logprobs, -1, keepdim=True)
     tail = torch.log(-torch.expm1(total.clamp_max(0.0)))
     scaled = logprobs - total.clamp_min(0.0)
-    return torch.cat([scaled, tail], -1).clamp_min(FLOOR).to(logprobs_BK.dtype)
+    return torch.cat([scaled, tail], -1).clamp_min(FLOOR)
 
 
 def bucket_definition(

@@ -113,7 +113,7 @@ class SparseTeacher:
         hidden = work.tokens(work.hidden_NH, index_C)
         work.engine.project(hidden, work.weight_VH, work.bias_V, student)
         ids = self.ids_NK.index_select(0, index_C)
-        logprobs = self.logprobs_NK.index_select(0, index_C).to(student.dtype)
+        logprobs = self.logprobs_NK.index_select(0, index_C)
 
         def block(part: slice) -> Rows:
             rows = bucket_rows(student[part], ids[part], logprobs[part], scale_C[part], work.measure)

@@ -28,7 +28,7 @@ def reference(
     student = logits(hidden_NH, weight_VH, bias_V)
     if isinstance(teacher, SparseTeacher):
         ids = teacher.ids_NK.index_select(0, index_M)
-        logprobs = teacher.logprobs_NK.index_select(0, index_M).to(wide)
+        logprobs = teacher.logprobs_NK.index_select(0, index_M)
         return bucket_definition(student, ids, logprobs, measure)
     taught = logits(teacher.hidden_NH, teacher.weight_VH, teacher.bias_V)
     log_q, log_p = (log_softmax(x, measure.temperature) for x in (student, taught))
