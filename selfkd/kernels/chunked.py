@@ -14,6 +14,7 @@ from torch import Tensor
 from selfkd.kernels.buckets import bucket_rows
 from selfkd.kernels.engine import Engine, in_blocks
 from selfkd.kernels.measures import Measure
+from selfkd.kernels.pages import empty
 from selfkd.kernels.result import Rows
 
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**30}
@@ -148,6 +149,8 @@ class Request:
     """Weight over normalizer."""
     measure: Measure
     chunk_size: int
+    gradients: bool
+    """Whether any will be asked for: inside forward autograd is off, so it cannot be seen there."""
 
 
 class FusedDivergence(torch.autograd.Function):
@@ -157,7 +160,8 @@ class FusedDivergence(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, request: Request
     ) -> tuple[Tensor, ...]:
-        figures, gradients = _run(hidden_NH, weight_VH, bias_V, request, ctx.needs_input_grad[:3])
+        wanted = tuple(request.gradients and need for need in ctx.needs_input_grad[:3])
+        figures, gradients = _run(hidden_NH, weight_VH, bias_V, request, wanted)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(*figures[1:])
         ctx.set_materialize_grads(False)
@@ -182,10 +186,11 @@ def _run(
     weight_VH: Tensor,
     bias_V: Tensor | None,
     request: Request,
-    wanted: tuple[bool, bool, bool],
+    wanted: tuple[bool, ...],
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
     engine, teacher = request.engine, request.teacher
-    count = min(request.chunk_size, max(1, len(request.index_M)))
+    tokens = max(1, len(request.index_M))
+    count = -(-tokens // -(-tokens // request.chunk_size))  # chunks of about the same size
     shape = ((1 + teacher.buffers()) * count, engine.row_stride(len(weight_VH)))
     wide = {"dtype": engine.accumulate, "device": hidden_NH.device}
     work = Work(
@@ -195,7 +200,7 @@ def _run(
         engine.prepare(weight_VH),
         bias_V,
         None if bias_V is None else bias_V.to(engine.accumulate),
-        torch.empty(shape, **wide),
+        empty(shape, engine.accumulate, hidden_NH.device),
         request.measure,
         any(wanted),
     )
@@ -217,12 +222,12 @@ def _run(
 class _Gradients:
     """The sums that gradients are made of, over the chunks."""
 
-    def __init__(self, work: Work, wanted: tuple[bool, bool, bool]) -> None:
+    def __init__(self, work: Work, wanted: tuple[bool, ...]) -> None:
         self.work = work
         wide = {"dtype": work.engine.accumulate, "device": work.hidden_NH.device}
         head = work.given_weight_VH
         self.hidden_NH = torch.zeros_like(work.hidden_NH) if wanted[0] else None
-        self.weight_VH = torch.empty(head.shape, **wide) if wanted[1] else None
+        self.weight_VH = empty(tuple(head.shape), work.engine.accumulate, head.device) if wanted[1] else None
         self.bias_V = torch.zeros(len(head), **wide) if wanted[2] else None
         self.first = True
 
@@ -242,5 +247,10 @@ class _Gradients:
         if self.weight_VH is not None and self.first:
             self.weight_VH.zero_()
         bias = None if self.bias_V is None or bias_V is None else self.bias_V.to(bias_V.dtype)
-        weight = None if self.weight_VH is None else self.weight_VH.to(weight_VH.dtype)
-        return self.hidden_NH, weight, bias
+        return self.hidden_NH, _rounded(self.weight_VH, weight_VH.dtype), bias
+
+
+def _rounded(sums_VH: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if sums_VH is None or sums_VH.dtype == dtype:
+        return sums_VH
+    return empty(tuple(sums_VH.shape), dtype, sums_VH.device).copy_(sums_VH)

@@ -136,9 +136,9 @@ def _divergence(
         chunk_size = max(16, CHUNK_BYTES.get(hidden_NH.device.type, 2**27) // max(1, row))
     elif chunk_size < 1:
         raise UsageError(f"chunk_size {chunk_size} is not positive")
-    request = Request(
-        engine, teacher, index, scale.to(engine.accumulate), measure, int(chunk_size)
-    )
+    scale = scale.to(engine.accumulate)
+    gradients = torch.is_grad_enabled()
+    request = Request(engine, teacher, index, scale, measure, int(chunk_size), gradients)
     with torch.autocast(hidden_NH.device.type, enabled=False):
         figures = FusedDivergence.apply(hidden_NH, weight_VH, bias_V, request)
     return Divergence(*figures, engine.name)

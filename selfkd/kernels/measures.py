@@ -103,14 +103,14 @@ def closed_form(log_p_BV: Tensor, log_q_BV: Tensor, measure: Measure) -> tuple[T
         return (share * p * log_p_over_m + pull).sum(-1), _centred(pull, q)
     if measure.kind == "skew_kl":
         loss = p * log_p_over_m + (1 - share) * (q - p)
-        return loss.sum(-1), _centred((share - 1) * q * log_p_over_m.exp(), q)
+        return loss.sum(-1), _centred((share - 1) * q * log_p_over_m.expm1(), q)
     loss = q * log_q_over_m + share * (p - q)
-    pull = q * (log_q_over_m - (1 - share) * log_q_over_m.exp())
+    pull = q * (log_q_over_m - (1 - share) * log_q_over_m.expm1())
     return loss.sum(-1), _centred(pull, q)
 
 
 def _centred(pull_BV: Tensor, q_BV: Tensor) -> Tensor:
-    """q (c - sum q c), given q c."""
+    """q (c - sum q c), given q c. Adding a constant to c changes nothing but rounding."""
     return pull_BV - q_BV * pull_BV.sum(-1, keepdim=True)
 
 

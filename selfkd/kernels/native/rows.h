@@ -15,7 +15,7 @@ using vec::set;
 constexpr float FLOOR = -1e30f;
 
 struct Summand {
-  V loss, pull;  // of the divergence, and q times its derivative by q
+  V loss, pull;  // of the divergence; q times its derivative by q, up to a multiple of q
 };
 
 template <int KIND>
@@ -47,14 +47,14 @@ inline Summand summand(V log_p, V log_q, V p, V q, float share) {
     V pull = _mm512_mul_ps(_mm512_mul_ps(set(1 - share), q), q_over_m);
     return {_mm512_fmadd_ps(_mm512_mul_ps(set(share), p), p_over_m, pull), pull};
   }
-  V smaller = _mm512_add_ps(set(1.0f), t);  // min(p, q) / max(p, q)
+  V step = _mm512_div_ps(t, m);
   if constexpr (KIND == SKEW_KL) {
-    V ratio = _mm512_div_ps(_mm512_mask_mov_ps(smaller, above, set(1.0f)), m);  // p / m
-    V pull = _mm512_mul_ps(_mm512_mul_ps(set(share - 1), q), ratio);
+    V change = _mm512_mul_ps(_mm512_mask_mov_ps(set(1 - share), above, set(share - 1)), step);
+    V pull = _mm512_mul_ps(_mm512_mul_ps(set(share - 1), q), change);  // change: p / m - 1
     return {_mm512_fmadd_ps(p, p_over_m, _mm512_mul_ps(set(1 - share), excess)), pull};
   }
-  V ratio = _mm512_div_ps(_mm512_mask_mov_ps(set(1.0f), above, smaller), m);  // q / m
-  V part = _mm512_fnmadd_ps(set(1 - share), ratio, q_over_m);
+  V change = _mm512_mul_ps(_mm512_mask_mov_ps(set(-share), above, set(share)), step);  // q / m - 1
+  V part = _mm512_fnmadd_ps(set(1 - share), change, q_over_m);
   return {_mm512_fnmadd_ps(set(share), excess, _mm512_mul_ps(q, q_over_m)),
           _mm512_mul_ps(q, part)};
 }
