@@ -40,8 +40,11 @@ def fill_buckets(
     rest = padded.scatter(-1, column, -torch.inf)[:, :-1]
     log_rest = torch.logsumexp(rest, -1, keepdim=True)
     log_all = torch.logsumexp(scaled, -1, keepdim=True)
-    student = (torch.cat([picked, log_rest], -1) - log_all).clamp_min(FLOOR)
+    student = torch.log_softmax(torch.cat([picked, log_rest], -1), -1).clamp_min(FLOOR)
     teacher = teacher_buckets(teacher_logprobs_BK, known).to(scaled.dtype)
+    # Where every token is known there is no rest; what rounding leaves of the teacher's is dropped.
+    empty = torch.cat([torch.zeros_like(known), log_rest == -torch.inf], -1)
+    teacher = teacher.masked_fill(empty, FLOOR)
     return Buckets(teacher, student, rest, log_rest, log_all)
 
 

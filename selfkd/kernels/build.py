@@ -53,7 +53,7 @@ def load() -> ctypes.CDLL:
             _compile(compiler, library)
         return ctypes.CDLL(str(library))
     except OSError as error:
-        raise Unavailable(f"{library} cannot be made or loaded: {error}") from error
+        raise Unavailable(f"{library} cannot be made or loaded ({error}); delete it") from error
 
 
 def _options() -> list[str]:

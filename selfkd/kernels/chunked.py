@@ -208,7 +208,7 @@ def _run(
     sums = _Gradients(work, wanted)
     loss = torch.zeros((), dtype=torch.float64, device=hidden_NH.device)
     per_token = [torch.zeros(len(hidden_NH), **wide) for _ in range(4)]
-    for index in request.index_M.split(count):
+    for index in request.index_M.split(count) if len(request.index_M) else ():
         scale = request.scale_N.index_select(0, index)
         rows = teacher.compare(work, index, scale)
         loss += torch.dot(rows.loss_C.double(), scale.double())
