@@ -1,0 +1,256 @@
+"""Chunk by chunk: logits, divergence and gradients, all in the forward pass.
+
+N: tokens, M: tokens with a weight, C: tokens of a chunk, H: hidden size, V: vocabulary, K: tokens
+known of a sparse teacher. Beyond its inputs and gradients a call holds the logits of one chunk of
+each model.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from selfkd.kernels.buckets import bucket_rows
+from selfkd.kernels.engine import Engine, in_blocks
+from selfkd.kernels.measures import Measure
+from selfkd.kernels.pages import empty
+from selfkd.kernels.result import Rows
+
+CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**30}
+"""For the logits of one model."""
+
+
+class Teacher(Protocol):
+    """Who knows what the student should have said."""
+
+    def prepare(self, work: "Work") -> None:
+        """Ready the head, once."""
+        ...
+
+    def buffers(self) -> int:
+        """Chunks of logits it needs beside the student's."""
+        ...
+
+    def compare(self, work: "Work", index_C: Tensor, scale_C: Tensor) -> Rows:
+        """Both models' logits for some tokens, and their divergence."""
+        ...
+
+
+@dataclass(slots=True)
+class Work:
+    """The state of one call."""
+
+    engine: Engine
+    hidden_NH: Tensor
+    given_weight_VH: Tensor
+    weight_VH: Tensor
+    """The same, prepared."""
+    given_bias_V: Tensor | None
+    bias_V: Tensor | None
+    buffer: Tensor
+    """[chunks * C, row stride]"""
+    measure: Measure
+    gradient: bool
+
+    def tokens(self, hidden_NH: Tensor, index_C: Tensor) -> Tensor:
+        return hidden_NH.index_select(0, index_C).to(self.engine.multiply)
+
+    def logits(self, count: int, chunks: int) -> list[Tensor]:
+        """Room for the logits of `count` tokens, `chunks` times, one behind the other."""
+        flat = self.buffer[: count * chunks, : len(self.given_weight_VH)]
+        return [flat, *flat.split(count)]
+
+
+@dataclass(slots=True)
+class DenseTeacher:
+    """A model: hidden states and a head."""
+
+    hidden_NH: Tensor
+    weight_VH: Tensor
+    bias_V: Tensor | None
+    prepared_VH: Tensor | None = None
+
+    def prepare(self, work: "Work") -> None:
+        engine, bias = work.engine, self.bias_V
+        shared = same_tensor(self.weight_VH, work.given_weight_VH)
+        self.prepared_VH = work.weight_VH if shared else engine.prepare(self.weight_VH)
+        if bias is not None:
+            same = work.given_bias_V is not None and same_tensor(bias, work.given_bias_V)
+            self.bias_V = work.bias_V if same else bias.to(engine.accumulate)
+
+    def buffers(self) -> int:
+        return 1
+
+    def compare(self, work: Work, index_C: Tensor, scale_C: Tensor) -> Rows:
+        both, student, teacher = work.logits(len(index_C), 2)
+        hidden = work.tokens(work.hidden_NH, index_C)
+        teacher_hidden = work.tokens(self.hidden_NH, index_C)
+        project, bias = work.engine.project, self.bias_V
+        assert self.prepared_VH is not None
+        if self.prepared_VH is work.weight_VH and bias is work.bias_V:
+            project(torch.cat([hidden, teacher_hidden]), work.weight_VH, work.bias_V, both)
+        else:
+            project(hidden, work.weight_VH, work.bias_V, student)
+            project(teacher_hidden, self.prepared_VH, bias, teacher)
+        return work.engine.rows(student, teacher, scale_C, work.measure, work.gradient)
+
+
+@dataclass(slots=True)
+class SparseTeacher:
+    """A served model: the ids and log-probabilities of its k likeliest tokens."""
+
+    ids_NK: Tensor
+    logprobs_NK: Tensor
+
+    def prepare(self, work: "Work") -> None:
+        pass
+
+    def buffers(self) -> int:
+        return 0
+
+    def compare(self, work: Work, index_C: Tensor, scale_C: Tensor) -> Rows:
+        _, student = work.logits(len(index_C), 1)
+        hidden = work.tokens(work.hidden_NH, index_C)
+        work.engine.project(hidden, work.weight_VH, work.bias_V, student)
+        ids = self.ids_NK.index_select(0, index_C)
+        logprobs = self.logprobs_NK.index_select(0, index_C)
+
+        def block(part: slice) -> Rows:
+            rows = bucket_rows(student[part], ids[part], logprobs[part], scale_C[part], work.measure)
+            assert rows.gradient_CV is not None
+            student[part] = rows.gradient_CV
+            return rows
+
+        rows = in_blocks(block, student, 2**23 if student.device.type == "cpu" else 2**28)
+        return rows._replace(gradient_CV=student if work.gradient else None)
+
+
+def same_tensor(one: Tensor, other: Tensor) -> bool:
+    """Whether both are views of the same memory in the same way, as tied heads are."""
+    return (
+        one.data_ptr() == other.data_ptr()
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+        and one.dtype == other.dtype
+        and one.device == other.device
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a call asks for beside the tensors that get gradients."""
+
+    engine: Engine
+    teacher: Teacher
+    index_M: Tensor
+    """The tokens whose weight is not 0."""
+    scale_N: Tensor
+    """Weight over normalizer."""
+    measure: Measure
+    chunk_size: int
+    gradients: bool
+    """Whether any will be asked for: inside forward autograd is off, so it cannot be seen there."""
+
+
+class FusedDivergence(torch.autograd.Function):
+    """Loss and per-token figures; the gradients are made on the way and only scaled in backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, request: Request
+    ) -> tuple[Tensor, ...]:
+        wanted = tuple(request.gradients and need for need in ctx.needs_input_grad[:3])
+        figures, gradients = _run(hidden_NH, weight_VH, bias_V, request, wanted)
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(*figures[1:])
+        ctx.set_materialize_grads(False)
+        return figures
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        factor = grad_outputs[0]
+        if factor is None:
+            return None, None, None, None
+        # Reading the factor would stall a GPU; on a CPU it saves passing over the head again.
+        unscaled = factor.device.type == "cpu" and float(factor) == 1.0
+        gradients = (
+            gradient if gradient is None or unscaled else gradient * factor.to(gradient.dtype)
+            for gradient in ctx.saved_tensors
+        )
+        return (*gradients, None)
+
+
+def _run(
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    request: Request,
+    wanted: tuple[bool, ...],
+) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+    engine, teacher = request.engine, request.teacher
+    tokens = max(1, len(request.index_M))
+    count = -(-tokens // -(-tokens // request.chunk_size))  # chunks of about the same size
+    shape = ((1 + teacher.buffers()) * count, engine.row_stride(len(weight_VH)))
+    wide = {"dtype": engine.accumulate, "device": hidden_NH.device}
+    work = Work(
+        engine,
+        hidden_NH,
+        weight_VH,
+        engine.prepare(weight_VH),
+        bias_V,
+        None if bias_V is None else bias_V.to(engine.accumulate),
+        empty(shape, engine.accumulate, hidden_NH.device),
+        request.measure,
+        any(wanted),
+    )
+    teacher.prepare(work)
+    sums = _Gradients(work, wanted)
+    loss = torch.zeros((), dtype=torch.float64, device=hidden_NH.device)
+    per_token = [torch.zeros(len(hidden_NH), **wide) for _ in range(4)]
+    for index in request.index_M.split(count) if len(request.index_M) else ():
+        scale = request.scale_N.index_select(0, index)
+        rows = teacher.compare(work, index, scale)
+        loss += torch.dot(rows.loss_C.double(), scale.double())
+        for figure, values in zip(per_token, rows[:4], strict=True):
+            figure.index_copy_(0, index, values.to(figure.dtype))
+        if rows.gradient_CV is not None:
+            sums.add(rows.gradient_CV, index)
+    return (loss.to(engine.accumulate), *per_token), sums.result(weight_VH, bias_V)
+
+
+class _Gradients:
+    """The sums that gradients are made of, over the chunks."""
+
+    def __init__(self, work: Work, wanted: tuple[bool, ...]) -> None:
+        self.work = work
+        wide = {"dtype": work.engine.accumulate, "device": work.hidden_NH.device}
+        head = work.given_weight_VH
+        self.hidden_NH = torch.zeros_like(work.hidden_NH) if wanted[0] else None
+        self.weight_VH = empty(tuple(head.shape), work.engine.accumulate, head.device) if wanted[1] else None
+        self.bias_V = torch.zeros(len(head), **wide) if wanted[2] else None
+        self.first = True
+
+    def add(self, gradient_CV: Tensor, index_C: Tensor) -> None:
+        engine = self.work.engine
+        if self.hidden_NH is not None:
+            part = engine.hidden_gradient(gradient_CV, self.work.weight_VH)
+            self.hidden_NH.index_copy_(0, index_C, part.to(self.hidden_NH.dtype))
+        if self.weight_VH is not None:
+            hidden = self.work.tokens(self.work.hidden_NH, index_C)
+            engine.weight_gradient(gradient_CV, hidden, self.weight_VH, self.first)
+        if self.bias_V is not None:
+            self.bias_V += gradient_CV.sum(0, dtype=self.bias_V.dtype)
+        self.first = False
+
+    def result(self, weight_VH: Tensor, bias_V: Tensor | None) -> tuple[Tensor | None, ...]:
+        if self.weight_VH is not None and self.first:
+            self.weight_VH.zero_()
+        bias = None if self.bias_V is None or bias_V is None else self.bias_V.to(bias_V.dtype)
+        return self.hidden_NH, _rounded(self.weight_VH, weight_VH.dtype), bias
+
+
+def _rounded(sums_VH: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if sums_VH is None or sums_VH.dtype == dtype:
+        return sums_VH
+    return empty(tuple(sums_VH.shape), dtype, sums_VH.device).copy_(sums_VH)

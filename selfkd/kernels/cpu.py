@@ -1,0 +1,167 @@
+"""The compiled engine for CPUs with AVX-512: products and row work in C++, logits in float32.
+
+C: tokens of a chunk, H: hidden size, V: vocabulary.
+"""
+
+import ctypes
+from ctypes import c_float, c_int, c_int64, c_void_p
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from selfkd.kernels.build import NARROW, Unavailable, cpu_flags, load
+from selfkd.kernels.measures import KINDS, Measure
+from selfkd.kernels.result import Rows
+
+LINE = 16
+"""Floats in a cache line."""
+
+
+@cache
+def library() -> ctypes.CDLL | str:
+    """The compiled functions, or why there are none."""
+    try:
+        lib = load()
+    except Unavailable as error:
+        return str(error)
+    p, i, n, f = c_void_p, c_int, c_int64, c_float
+    signatures = {
+        "selfkd_project": (i, i, p, p, n, p, p, n, n, n, n, i),
+        "selfkd_hidden_gradient": (i, i, p, n, p, n, p, n, n, n, i),
+        "selfkd_weight_gradient": (i, p, n, p, n, p, n, n, n, i, i),
+        "selfkd_rows": (i, i, f, f, p, p, n, p, p, n, n, n, i, i),
+    }
+    for name, types in signatures.items():
+        function = getattr(lib, name)
+        function.argtypes, function.restype = types, None
+    return lib
+
+
+class CpuEngine:
+    """float32 or bfloat16 factors; the latter are widened where the processor cannot take them."""
+
+    name = "cpu"
+    accumulate = torch.float32
+
+    def __init__(self, multiply: torch.dtype) -> None:
+        lib = library()
+        if isinstance(lib, str):
+            raise Unavailable(lib)
+        if multiply not in (torch.float32, torch.bfloat16):
+            raise Unavailable(f"{multiply} is not compiled")
+        self.lib = lib
+        self.narrow = multiply == torch.bfloat16 and NARROW in cpu_flags()
+        self.multiply = torch.bfloat16 if self.narrow else torch.float32
+
+    def row_stride(self, vocabulary: int) -> int:
+        # A line more than needed: rows a multiple of 4 KiB apart would share their cache sets.
+        return _whole_lines(vocabulary) + LINE
+
+    def prepare(self, weight_VH: Tensor) -> Tensor:
+        """As stored: panels are packed, and converted, where they are used."""
+        if weight_VH.dtype not in (torch.float32, torch.bfloat16):
+            weight_VH = weight_VH.float()
+        return weight_VH if weight_VH.stride(1) == 1 else weight_VH.contiguous()
+
+    def project(
+        self, hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, out_CV: Tensor
+    ) -> None:
+        hidden = self._whole_lanes(hidden_CH)
+        bias = None if bias_V is None else bias_V.contiguous()
+        self.lib.selfkd_project(
+            self.narrow,
+            weight_VH.dtype == torch.bfloat16,
+            hidden.data_ptr(),
+            weight_VH.data_ptr(),
+            weight_VH.stride(0),
+            None if bias is None else bias.data_ptr(),
+            out_CV.data_ptr(),
+            out_CV.stride(0),
+            len(hidden),
+            hidden_CH.shape[1],
+            len(weight_VH),
+            torch.get_num_threads(),
+        )
+
+    def rows(
+        self,
+        student_CV: Tensor,
+        teacher_CV: Tensor,
+        scale_C: Tensor,
+        measure: Measure,
+        gradient: bool,
+    ) -> Rows:
+        count, vocabulary = student_CV.shape
+        figures = torch.empty(4, count)
+        scale = scale_C.contiguous()
+        self.lib.selfkd_rows(
+            self.narrow,
+            KINDS.index(measure.kind),
+            measure.teacher_share,
+            1 / measure.temperature,
+            student_CV.data_ptr(),
+            teacher_CV.data_ptr(),
+            student_CV.stride(0),
+            scale.data_ptr(),
+            figures.data_ptr(),
+            count,
+            vocabulary,
+            _whole_lines(vocabulary),
+            gradient,
+            torch.get_num_threads(),
+        )
+        if not gradient:
+            return Rows(*figures, None)
+        return Rows(*figures, student_CV.view(self.multiply)[:, :vocabulary])
+
+    def hidden_gradient(self, gradient_CV: Tensor, weight_VH: Tensor) -> Tensor:
+        gradient = self._factor(gradient_CV)
+        (count, vocabulary), hidden = gradient_CV.shape, weight_VH.shape[1]
+        out = torch.empty(count, hidden)
+        self.lib.selfkd_hidden_gradient(
+            self.narrow,
+            weight_VH.dtype == torch.bfloat16,
+            gradient.data_ptr(),
+            gradient.stride(0) * gradient.itemsize // 4,
+            weight_VH.data_ptr(),
+            weight_VH.stride(0),
+            out.data_ptr(),
+            count,
+            hidden,
+            vocabulary,
+            torch.get_num_threads(),
+        )
+        return out
+
+    def weight_gradient(
+        self, gradient_CV: Tensor, hidden_CH: Tensor, out_VH: Tensor, first: bool
+    ) -> None:
+        gradient = self._factor(gradient_CV)
+        self.lib.selfkd_weight_gradient(
+            self.narrow,
+            gradient.data_ptr(),
+            gradient.stride(0),
+            hidden_CH.data_ptr(),
+            hidden_CH.stride(0),
+            out_VH.data_ptr(),
+            *hidden_CH.shape,
+            len(out_VH),
+            first,
+            torch.get_num_threads(),
+        )
+
+    def _factor(self, gradient_CV: Tensor) -> Tensor:
+        """Rounded, with rows of whole lanes; what `rows` returned already is."""
+        if gradient_CV.dtype == self.multiply:
+            return gradient_CV
+        return self._whole_lanes(gradient_CV.to(self.multiply))
+
+    def _whole_lanes(self, matrix: Tensor) -> Tensor:
+        odd = self.narrow and matrix.shape[1] % 2
+        return pad(matrix, (0, 1)) if odd else matrix.contiguous()
+
+
+def _whole_lines(count: int) -> int:
+    return -(-count // LINE) * LINE
