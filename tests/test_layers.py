@@ -111,6 +111,14 @@ def test_the_ground_floor_rests_on_nothing_above(module, allowed):
     assert own(imports(f"selfkd.{module}")) <= allowed
 
 
+def test_the_kernels_can_be_used_alone():
+    modules = below("kernels")
+    assert modules
+    for module in modules:
+        others = {name for name in own(imports(module)) if not name.startswith("selfkd.kernels")}
+        assert others <= {"selfkd.errors"}, module
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_what_reads_runs_does_not_need_the_engine(reader):
     modules = below(reader)
@@ -139,7 +147,7 @@ def test_plug_ins_use_what_users_can_use(kind):
 
 def test_heavy_packages_are_imported_where_they_are_used():
     for module in SOURCES:
-        if not module.startswith(("selfkd.training.", "selfkd.sampling.")):
+        if not module.startswith(("selfkd.training.", "selfkd.sampling.", "selfkd.kernels.")):
             heavy = {name.split(".")[0] for name in imports(module, at_top=True)} & HEAVY
             assert not heavy, f"{module} imports {sorted(heavy)} at its top"
 

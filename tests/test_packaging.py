@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DATA = (".py", ".yaml", ".txt", ".js", ".css", ".html")
+DATA = (".py", ".yaml", ".txt", ".js", ".css", ".html", ".cpp", ".h")
 
 
 def build(source: Path, out: Path, *kinds: str) -> None:

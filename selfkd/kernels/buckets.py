@@ -49,7 +49,7 @@ def fill_buckets(
 
 
 def teacher_buckets(logprobs_BK: Tensor, known_BK: Tensor) -> Tensor:
-    """Log-probabilities of the k ids and of the rest; of ids that sum to 1 or more the rest is 0."""
+    """Log-probabilities of the k ids and of the rest, which is 0 for ids that sum to 1 or more."""
     logprobs = logprobs_BK.double().masked_fill(~known_BK, -torch.inf)
     total = torch.logsumexp(logprobs, -1, keepdim=True)
     tail = torch.log(-torch.expm1(total.clamp_max(0.0)))

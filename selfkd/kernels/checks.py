@@ -28,9 +28,7 @@ def check_dense(
     hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, teacher: DenseTeacher
 ) -> None:
     _check_model("student", hidden_NH, weight_VH, bias_V, hidden_NH.device)
-    _check_model(
-        "teacher", teacher.hidden_NH, teacher.weight_VH, teacher.bias_V, hidden_NH.device
-    )
+    _check_model("teacher", teacher.hidden_NH, teacher.weight_VH, teacher.bias_V, hidden_NH.device)
     if len(hidden_NH) != len(teacher.hidden_NH):
         raise UsageError(
             f"student_hidden_NH has {len(hidden_NH)} tokens, "

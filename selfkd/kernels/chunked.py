@@ -117,7 +117,9 @@ class SparseTeacher:
         logprobs = self.logprobs_NK.index_select(0, index_C)
 
         def block(part: slice) -> Rows:
-            rows = bucket_rows(student[part], ids[part], logprobs[part], scale_C[part], work.measure)
+            rows = bucket_rows(
+                student[part], ids[part], logprobs[part], scale_C[part], work.measure
+            )
             assert rows.gradient_CV is not None
             student[part] = rows.gradient_CV
             return rows
@@ -227,7 +229,8 @@ class _Gradients:
         wide = {"dtype": work.engine.accumulate, "device": work.hidden_NH.device}
         head = work.given_weight_VH
         self.hidden_NH = torch.zeros_like(work.hidden_NH) if wanted[0] else None
-        self.weight_VH = empty(tuple(head.shape), work.engine.accumulate, head.device) if wanted[1] else None
+        shape, dtype = tuple(head.shape), work.engine.accumulate
+        self.weight_VH = empty(shape, dtype, head.device) if wanted[1] else None
         self.bias_V = torch.zeros(len(head), **wide) if wanted[2] else None
         self.first = True
 

@@ -112,9 +112,9 @@ class CpuEngine:
             gradient,
             torch.get_num_threads(),
         )
-        if not gradient:
-            return Rows(*figures, None)
-        return Rows(*figures, student_CV.view(self.multiply)[:, :vocabulary])
+        loss, student_entropy, teacher_entropy, agreement = figures
+        written = student_CV.view(self.multiply)[:, :vocabulary] if gradient else None
+        return Rows(loss, student_entropy, teacher_entropy, agreement, written)
 
     def hidden_gradient(self, gradient_CV: Tensor, weight_VH: Tensor) -> Tensor:
         gradient = self._factor(gradient_CV)

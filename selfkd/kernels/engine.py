@@ -5,7 +5,7 @@ C: tokens of a chunk, H: hidden size, V: vocabulary.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """Any device and dtype: a chunk's rows are worked through in blocks, so that temporaries stay small.
+    """Any device and dtype: rows are worked through in blocks, so that temporaries stay small.
 
     bfloat16 factors give float32 logits: on CUDA by the product's output type, on a CPU by float32
     storage with oneDNN told to multiply in bfloat16.
@@ -112,9 +112,7 @@ class TorchEngine:
         return rows._replace(gradient_CV=student_CV if gradient else None)
 
     def hidden_gradient(self, gradient_CV: Tensor, weight_VH: Tensor) -> Tensor:
-        out = gradient_CV.new_empty(
-            len(gradient_CV), weight_VH.shape[1], dtype=self.accumulate
-        )
+        out = gradient_CV.new_empty(len(gradient_CV), weight_VH.shape[1], dtype=self.accumulate)
         self._product(gradient_CV, weight_VH, out)
         return out
 
@@ -152,7 +150,7 @@ def _multiply_in_bfloat16(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    settings = torch.backends.mkldnn.matmul
+    settings: Any = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"
     try:

@@ -141,7 +141,8 @@ def _divergence(
     request = Request(engine, teacher, index, scale, measure, int(chunk_size), gradients)
     with torch.autocast(hidden_NH.device.type, enabled=False):
         figures = FusedDivergence.apply(hidden_NH, weight_VH, bias_V, request)
-    return Divergence(*figures, engine.name)
+    loss, per_token, student_entropy, teacher_entropy, agreement = figures
+    return Divergence(loss, per_token, student_entropy, teacher_entropy, agreement, engine.name)
 
 
 def _tokens(
@@ -182,4 +183,5 @@ def _reference(
         )
         for figure in rows[:4]
     )
-    return Divergence(loss, *figures, "reference")
+    per_token, student_entropy, teacher_entropy, agreement = figures
+    return Divergence(loss, per_token, student_entropy, teacher_entropy, agreement, "reference")

@@ -1,6 +1,7 @@
 """Large CPU tensors on large pages: touching fresh 4 KiB pages costs as much as the arithmetic."""
 
 import mmap
+from contextlib import suppress
 from math import prod
 
 import torch
@@ -16,8 +17,6 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     if device.type != "cpu" or size < SMALL or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=dtype, device=device)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    try:
+    with suppress(OSError):  # a kernel without large pages serves small ones
         memory.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a kernel without large pages serves small ones
-        pass
     return torch.frombuffer(memory, dtype=dtype).view(shape)

@@ -114,7 +114,8 @@ def test_micro_batches_with_the_steps_normalizer_add_up(backend):
         token_weight = torch.zeros(24)
         assert case.token_weight is not None
         token_weight[cut] = case.token_weight[cut]
-        parts.append(replace(case, token_weight=token_weight).dense(backend=backend, normalizer=7.0))
+        part = replace(case, token_weight=token_weight)
+        parts.append(part.dense(backend=backend, normalizer=7.0))
     assert whole.loss.item() == pytest.approx(float(parts[0][0].loss + parts[1][0].loss), rel=1e-5)
     for total, one, other in zip(gradients, parts[0][1], parts[1][1], strict=True):
         assert torch.allclose(total, one + other, rtol=1e-4, atol=1e-6)

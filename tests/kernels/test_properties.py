@@ -16,7 +16,8 @@ scales = st.sampled_from([1e-3, 1.0, 30.0, 3e3])
 
 def two_models(seed: int, scale: float, size: int = 37) -> tuple[torch.Tensor, torch.Tensor]:
     source = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(5, size, generator=source) * scale for _ in range(2))
+    first, second = torch.randn(2, 5, size, generator=source) * scale
+    return first, second
 
 
 @quick
