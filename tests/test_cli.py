@@ -161,7 +161,8 @@ def test_listings_print_only_data_with_json(call):
     assert "rationalise" in call("loops", "star").out
     assert "tolerance" in call("judges", "number").out
     names = {row["name"] for row in json.loads(call("loops", "--json").out)}
-    assert names == {"rest_em", "star", "rest", "raw"}
+    files = (Path(__file__).resolve().parents[1] / "loops").glob("*.py")
+    assert names == {file.stem for file in files} - {"__init__"}
 
 
 def test_a_judge_is_tested_outside_a_run(call, tmp_path):
