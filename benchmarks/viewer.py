@@ -6,14 +6,12 @@ from the root of the repository.
 """
 
 import argparse
-import contextlib
 import json
 import statistics
 import tempfile
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,7 @@ import pyarrow as pa
 from selfkd.ledger import Ledger
 from selfkd.metrics import round_rows
 from selfkd.records import DECISIONS, SAMPLES, VERDICTS, prompts_table
-from selfkd.viewer.web.app import make_app
-from selfkd.viewer.web.folder import Folder
-from selfkd.viewer.web.serve import listen
-from tests.browser import chromium, find_browser
+from tests.browser import chromium, find_browser, served
 from tests.synthetic import measure, new_run, prompts, write_metrics
 
 EACH = 8
@@ -147,19 +142,6 @@ def decision_shard(ids: pa.Array, of: pa.Array, kept: np.ndarray) -> pa.Table:
 
 
 # -- measuring ------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
-    import uvicorn
-
-    listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(make_app(Folder.at(folder)), log_level="critical"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = server.force_exit = True
-    thread.join(timeout=10)
 
 
 def report(address: str, rounds: int) -> None:

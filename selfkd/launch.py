@@ -17,6 +17,7 @@ from selfkd.locks import RunLock
 from selfkd.progress import Reporter
 from selfkd.provenance import provenance
 from selfkd.stopping import StopSignals
+from selfkd.yamlfile import flatten
 
 SCHEMA = 1
 """Version of the run directory's layout."""
@@ -156,17 +157,6 @@ def read_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             remedy=f"use the selfkd that made it ({head['versions'].get('selfkd', '?')})",
         )
     return document, head
-
-
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as `{"a.b": value}`."""
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        if isinstance(inner, Mapping) and inner:
-            flat |= flatten(inner, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = inner
-    return flat
 
 
 def _settled(

@@ -53,6 +53,7 @@ from selfkd.rundir import (
     StepRecord,
     codes,
     counts,
+    of_verb,
     read_columns,
     read_lines,
     round_numbers,
@@ -115,29 +116,25 @@ def _figures(number: int, steps: Sequence[StepRecord]) -> Row:
     heldout = [s for s in steps if s.label == HELDOUT]
     own = [s for s in steps if s.label != HELDOUT]
     main = [s for s in own if not s.label]
-    sampled = [*_of(main, "generate"), *_of(heldout, "generate")]
+    sampled = [*of_verb(main, "generate"), *of_verb(heldout, "generate")]
     return {
         "round": number,
         "policy": sampled[0].args().get("policy_name") if sampled else None,
-        **_sample_figures(_of(main, "generate")),
-        **_reward_figures(_of(main, "judge")),
-        **_keep_figures(_of(own, "keep")),
-        **_heldout_figures(_of(heldout, "judge")),
+        **_sample_figures(of_verb(main, "generate")),
+        **_reward_figures(of_verb(main, "judge")),
+        **_keep_figures(of_verb(own, "keep")),
+        **_heldout_figures(of_verb(heldout, "judge")),
         "seconds": {
-            "generate": _seconds(_of(own, "generate")),
-            "judge": _seconds(_of(own, "judge")),
-            "train": _seconds(_of(own, "train")),
+            "generate": _seconds(of_verb(own, "generate")),
+            "judge": _seconds(of_verb(own, "judge")),
+            "train": _seconds(of_verb(own, "train")),
             "evaluate": _seconds(heldout),
         },
-        "train": _train_figures(_of(own, "train")),
-        "pairs": _pair_figures(_of(main, "pair")),
-        "gate": next((s.summary for s in _of(steps, "gate") if s.finished), None),
+        "train": _train_figures(of_verb(own, "train")),
+        "pairs": _pair_figures(of_verb(main, "pair")),
+        "gate": next((s.summary for s in of_verb(steps, "gate") if s.finished), None),
         "extra": _extra_figures([s for s in own if s.label]),
     }
-
-
-def _of(steps: Sequence[StepRecord], verb: str) -> list[StepRecord]:
-    return [s for s in steps if s.verb == verb]
 
 
 def _seconds(steps: Sequence[StepRecord]) -> float | None:
@@ -277,13 +274,13 @@ def _pair_figures(steps: Sequence[StepRecord]) -> Row | None:
 
 def _extra_figures(steps: Sequence[StepRecord]) -> dict[str, Row]:
     found = {}
-    for label in dict.fromkeys(s.label for s in _of(steps, "generate")):
+    for label in dict.fromkeys(s.label for s in of_verb(steps, "generate")):
         own = [s for s in steps if s.label == label]
-        rewards = _reward_figures(_of(own, "judge"))
+        rewards = _reward_figures(of_verb(own, "judge"))
         found[label] = {
-            "samples": _sample_figures(_of(own, "generate"))["samples"],
+            "samples": _sample_figures(of_verb(own, "generate"))["samples"],
             "scored": rewards["scored"],
-            "kept": _keep_figures(_of(own, "keep"))["kept"],
+            "kept": _keep_figures(of_verb(own, "keep"))["kept"],
             "reward_mean": rewards["reward_mean"],
         }
     return found

@@ -1,6 +1,5 @@
 """One round and its verbs. Each verb is durable: asked again, it returns what it recorded."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ from selfkd.objectives import Objective, Which
 from selfkd.pairs import DEMONSTRATION, PairRule
 from selfkd.prompts import PromptSource
 from selfkd.records import (
-    DECISIONS,
     Decision,
     Pair,
     Prompt,
@@ -20,7 +18,6 @@ from selfkd.records import (
     prompts_table,
     read_prompts,
     read_rows,
-    rows_table,
 )
 from selfkd.rules import Rule
 from selfkd.rundir import HELDOUT
@@ -29,6 +26,7 @@ from selfkd.tables import Kept, Pairs, Samples, Scored
 from selfkd.verbs.demonstrate import record_demonstrations
 from selfkd.verbs.generate import sample_shards
 from selfkd.verbs.judge import judge_shards
+from selfkd.verbs.keep import record_decisions
 from selfkd.verbs.pair import record_pairs
 from selfkd.verbs.score import record_scores
 from selfkd.verbs.train import train_policy
@@ -167,11 +165,7 @@ class Round:
         args = {"scored": scored.step.fingerprint, "rule": rule.name, "seed": self.run.config.seed}
         step = self._step("keep", label, args, 0)
         if not step.finished:
-            decisions = self._decide(scored, rule)
-            step.write(0, rows_table(decisions, DECISIONS))
-            dropped = Counter(d.reason for d in decisions if not d.kept)
-            kept = len(decisions) - dropped.total()
-            self.finish(step, {"kept": kept, "dropped": dict(dropped), "rule": rule.name})
+            record_decisions(self, step, self._decide(scored, rule), rule.name)
         return Kept(step, scored, [d for t in step.tables() for d in read_rows(t, Decision)])
 
     def _decide(self, scored: Scored | Samples, rule: Rule) -> list[Decision]:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -99,6 +99,26 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     if missing := set(columns) - set(table.column_names):
         raise broken(path, f"it has no column {', '.join(sorted(missing))}")
     return table.select(list(columns))
+
+
+def of_verb(steps: Iterable[StepRecord], verb: str) -> list[StepRecord]:
+    """Those of the steps that are one verb's."""
+    return [s for s in steps if s.verb == verb]
+
+
+def find_rows(
+    steps: Iterable[StepRecord], columns: Sequence[str], values: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """Rows by their first column, those of `values` only; stops reading when all are found."""
+    missing, found = set(values), dict[str, dict[str, Any]]()
+    for path in (p for s in steps for p in s.shards()):
+        if not missing:
+            break
+        table = read_columns(path, columns).filter(pc.field(columns[0]).isin(sorted(missing)))
+        for row in table.to_pylist():
+            found.setdefault(row[columns[0]], row)
+        missing -= found.keys()
+    return found
 
 
 def codes(column: pa.ChunkedArray) -> np.ndarray:

@@ -115,17 +115,10 @@ def _columns(samples: Sequence[Sample], verdicts: Mapping[str, Verdict]) -> Cand
 
 def joined(parts: Sequence[Scored | Samples]) -> Candidates:
     """The candidates of several steps as one table, in order."""
-    columns = [part.candidates() for part in parts]
-    return Candidates(
-        sample_ids=[v for c in columns for v in c.sample_ids],
-        prompt_ids=[v for c in columns for v in c.prompt_ids],
-        completions=[v for c in columns for v in c.completions],
-        answers=[v for c in columns for v in c.answers],
-        finishes=[v for c in columns for v in c.finishes],
-        lengths=np.concatenate([c.lengths for c in columns]),
-        rewards=np.concatenate([c.rewards for c in columns]),
-        policies=[v for c in columns for v in c.policies],
-    )
+    # Verdicts first: judging takes the samples as they come.
+    judged = [part.verdicts for part in parts if isinstance(part, Scored)]
+    samples = [sample for part in parts for sample in samples_of(part).rows]
+    return _columns(samples, {id: verdict for found in judged for id, verdict in found.items()})
 
 
 def samples_of(part: Scored | Samples) -> Samples:

@@ -1,5 +1,6 @@
 """Reads the YAML that people write, remembering the line of every key."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     if not isinstance(value, dict):
         raise UsageError("a config is a mapping of keys to values", where=f"{path}:1")
     return value, lines
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as `{"a.b": value}`."""
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        if isinstance(inner, Mapping) and inner:
+            flat |= flatten(inner, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = inner
+    return flat
 
 
 def _walk(node: Any, prefix: tuple[str, ...], lines: Lines, path: Path) -> None:

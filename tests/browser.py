@@ -1,4 +1,4 @@
-"""A headless Chromium for tests, driven by its own protocol: no package brings a browser."""
+"""A headless Chromium, driven by its own protocol (no package brings one), and pages for it."""
 
 import base64
 import contextlib
@@ -7,12 +7,17 @@ import json
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
+
+from selfkd.viewer.web.app import make_app
+from selfkd.viewer.web.folder import Folder
+from selfkd.viewer.web.serve import listen
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -116,6 +121,22 @@ class Page:
     def screenshot(self, path: Path) -> None:
         """What is seen, as a PNG file."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a page that serves `folder` from a thread of its own."""
+    import uvicorn
+
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(make_app(Folder.at(folder)), log_level="critical"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(timeout=10)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,8 @@
 """The page in a real browser: what is drawn, what cannot act, keyboard, width, and live updates."""
 
-import contextlib
 import json
 import re
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +11,9 @@ from typing import Any
 import pytest
 
 from selfkd.metrics import curves_document, round_rows
-from selfkd.viewer.web.app import HERE, make_app
-from selfkd.viewer.web.folder import Folder
+from selfkd.viewer.web.app import HERE
 from selfkd.viewer.web.report import write_report
-from selfkd.viewer.web.serve import listen
-from tests.browser import Page, chromium, find_browser
+from tests.browser import Page, chromium, find_browser, served
 from tests.synthetic import generate, judge, keep, make_samples, measure, new_run, prompts
 from tests.test_web import EXAMPLE, HOSTILE, small_run
 
@@ -34,22 +30,6 @@ NAMED = (
     ".every(s => s.querySelector('title') && s.getAttribute('aria-label'))"
 )
 DOTS = "document.querySelectorAll('#figure-lead svg g[aria-label=dot] > *').length"
-
-
-@contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The address of a page that serves `folder` from a thread of its own."""
-    import uvicorn
-
-    listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(make_app(Folder.at(folder)), log_level="critical"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = server.force_exit = True
-        thread.join(timeout=10)
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ class SparseTeacher:
             student[part] = rows.gradient_CV
             return rows
 
-        rows = in_blocks(block, student, 2**23 if student.device.type == "cpu" else 2**28)
+        rows = in_blocks(block, student)
         return rows._replace(gradient_CV=student if work.gradient else None)
 
 

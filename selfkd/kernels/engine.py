@@ -3,7 +3,7 @@
 C: tokens of a chunk, H: hidden size, V: vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -73,7 +73,6 @@ class TorchEngine:
         self.device = device
         self.narrow = multiply == torch.bfloat16
         self.storage = multiply if device.type == "cuda" else self.accumulate
-        self.block_bytes = 2**28 if device.type == "cuda" else 2**23
 
     def row_stride(self, vocabulary: int) -> int:
         return vocabulary
@@ -108,7 +107,7 @@ class TorchEngine:
                 student.copy_(pull * scale)
             return Rows(loss, entropy(log_q), entropy(log_p), same, None)
 
-        rows = in_blocks(block, student_CV, self.block_bytes)
+        rows = in_blocks(block, student_CV)
         return rows._replace(gradient_CV=student_CV if gradient else None)
 
     def hidden_gradient(self, gradient_CV: Tensor, weight_VH: Tensor) -> Tensor:
@@ -136,12 +135,14 @@ class TorchEngine:
                 torch.mm(left, right, out=out)
 
 
-def in_blocks(work, logits_CV: Tensor, block_bytes: int) -> Rows:
+def in_blocks(work: Callable[[slice], Rows], logits_CV: Tensor) -> Rows:
     """Run `work` on slices of the rows and put its figures together."""
     count, vocabulary = logits_CV.shape
+    block_bytes = 2**28 if logits_CV.device.type == "cuda" else 2**23
     step = max(1, block_bytes // (vocabulary * logits_CV.element_size()))
     parts = [work(slice(at, min(at + step, count))) for at in range(0, count, step)]
-    loss, student, teacher, same = (torch.cat([part[i] for part in parts]) for i in range(4))
+    columns = zip(*(part[:4] for part in parts), strict=True)
+    loss, student, teacher, same = (torch.cat(column) for column in columns)
     return Rows(loss, student, teacher, same.to(loss.dtype), None)
 
 

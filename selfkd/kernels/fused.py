@@ -58,9 +58,8 @@ def fused_linear_divergence(
 
     Raises UsageError for shapes, dtypes or options that do not fit.
     """
+    teacher_bias_V = None if teacher_bias_V is None else teacher_bias_V.detach()
     teacher = DenseTeacher(teacher_hidden_NH.detach(), teacher_weight_VH.detach(), teacher_bias_V)
-    if teacher_bias_V is not None:
-        teacher.bias_V = teacher_bias_V.detach()
     check_dense(student_hidden_NH, student_weight_VH, student_bias_V, teacher)
     return _divergence(
         student_hidden_NH,

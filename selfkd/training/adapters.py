@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.training.base import TrainJob
+from selfkd.training.checkpoints import load, save
+from selfkd.training.rounding import round_to_bfloat16
 
-TOKENIZER = ("tokenizer", "chat_template", "special_tokens", "added_tokens", "vocab", "merges")
+TOKENIZER = ("tokenizer", "chat_template", "special_tokens", "vocab", "merges")
 """How the names of a tokenizer's files begin."""
 
 MERGE = "merge.json"
@@ -19,27 +21,17 @@ def save_adapter(model: Any, job: TrainJob, dtype: str) -> None:
     out = Path(job.out_dir)
     model.save_pretrained(out)
     for file in Path(job.start_path).iterdir():
-        if file.name.startswith(
-            ("tokenizer", "chat_template", "special_tokens", "vocab", "merges")
-        ):
+        if file.name.startswith(TOKENIZER):
             shutil.copy(file, out / file.name)
     (out / MERGE).write_text(json.dumps({"dtype": dtype, "seed": job.seed}) + "\n")
 
 
 def merge(adapter: Path, base: Path, out: Path) -> Path:
     """Write the model that `adapter` makes of the model in `base` to the new directory `out`."""
-    import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    from selfkd.training.rounding import round_to_bfloat16
-    from selfkd.training.trainer import save
 
     how = json.loads((adapter / MERGE).read_text())
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        base, dtype=torch.float32, use_safetensors=True
-    )
-    model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    model: Any = PeftModel.from_pretrained(load(base), str(adapter)).merge_and_unload()
     if how["dtype"] == "bfloat16":
         round_to_bfloat16(model, how["seed"])
     staged = out.with_name(out.name + ".tmp")

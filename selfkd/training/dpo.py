@@ -1,17 +1,15 @@
 """Direct preference optimisation on exact tokens; `selfkd.objectives.DPO` states the loss."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch.nn.functional import logsigmoid
 
 from selfkd.records import Example
 from selfkd.training.base import TrainJob
-from selfkd.training.reference import ReferencedTrainer, TwinCollator, sequence_logps
-from selfkd.training.sft import IGNORED, arguments, padding_token
+from selfkd.training.reference import ReferencedTrainer, sequence_logps
+from selfkd.training.sft import IGNORED
 
 
 def pair_losses(
@@ -74,16 +72,4 @@ def make_trainer(
         }
         for e in examples
     ]
-    trainer = PairTrainer(
-        model=model,
-        args=arguments(job, dtype, len(rows)),
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_list(rows),
-        data_collator=TwinCollator(padding_token(tokenizer)),
-        log_file=Path(job.log_file),
-        seed=job.seed,
-        settings=job.objective_options,
-    )
-    trainer.add_reference(job, rows)
-    trainer.train_dataset = Dataset.from_list(rows)
-    return trainer
+    return PairTrainer.over(rows, model, tokenizer, job, dtype)

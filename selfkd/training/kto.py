@@ -6,17 +6,14 @@ once, so that it exists for any batch size.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 
 from selfkd.records import Example
 from selfkd.training.base import TrainJob
-from selfkd.training.reference import ReferencedTrainer, TwinCollator, sequence_logps
-from selfkd.training.sft import arguments, padding_token
+from selfkd.training.reference import ReferencedTrainer, sequence_logps
 
 
 def verdict_losses(
@@ -72,21 +69,9 @@ def make_trainer(
     model: Any, tokenizer: Any, examples: Sequence[Example], job: TrainJob, dtype: str
 ) -> VerdictTrainer:
     """A trainer over verdicts, its reference log-probabilities computed, ready to `train()`."""
+    prompts = len({e.prompt_id for e in examples})
     rows = _rows(examples, job.seed)
-    trainer = VerdictTrainer(
-        model=model,
-        args=arguments(job, dtype, len(rows)),
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_list(rows),
-        data_collator=TwinCollator(padding_token(tokenizer)),
-        log_file=Path(job.log_file),
-        seed=job.seed,
-        settings=job.objective_options,
-        prompts=len({e.prompt_id for e in examples}),
-    )
-    trainer.add_reference(job, rows)
-    trainer.train_dataset = Dataset.from_list(rows)
-    return trainer
+    return VerdictTrainer.over(rows, model, tokenizer, job, dtype, prompts=prompts)
 
 
 def _rows(examples: Sequence[Example], seed: int) -> list[dict[str, Any]]:

@@ -8,12 +8,15 @@ over micro-batches of different size, which the exact weights of a step here do 
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
+from datasets import Dataset
 
 from selfkd.training.base import TrainJob
-from selfkd.training.sft import Collator, WeightedSFTTrainer, token_nll
+from selfkd.training.checkpoints import load
+from selfkd.training.sft import Collator, WeightedSFTTrainer, arguments, padding_token, token_nll
 
 Row = dict[str, Any]
 
@@ -49,12 +52,15 @@ class TwinCollator:
 
 def sequence_logps(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Summed log-probability of each row's completion, shape (rows,)."""
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    return -token_nll(model, inputs, batch["labels"]).sum(1)
+    return -token_nll(model, batch).sum(1)
 
 
 class ReferencedTrainer(WeightedSFTTrainer):
-    """Steps whose loss is the weighted mean of `losses` over their examples."""
+    """Steps whose loss is the weighted mean of `losses_of` over their examples."""
+
+    def weights_of(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Weight of each example, shape (B,)."""
+        return batch["weights"][: len(batch["weights"]) // 2]
 
     def losses_of(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss of each example, shape (B,)."""
@@ -64,35 +70,34 @@ class ReferencedTrainer(WeightedSFTTrainer):
         pairs = zip(rows["input_ids"], rows["twin_ids"], strict=True)
         return [max(len(one), len(other)) for one, other in pairs]
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> torch.Tensor:
-        """The weight of the examples of an optimiser step, over all its micro-batches."""
-        return torch.stack([_weights(b).sum() for b in batch_samples]).sum().to(device)
+    @classmethod
+    def over(
+        cls, rows: list[Row], model: Any, tokenizer: Any, job: TrainJob, dtype: str, **more: Any
+    ) -> Self:
+        """A trainer over rows as `TwinCollator` wants them, ready to `train()`.
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """The part of the step's loss that this micro-batch contributes."""
-        weights = _weights(inputs)
-        self.tokens_seen += int(inputs["attention_mask"].sum())
-        total = weights.sum() if num_items_in_batch is None else num_items_in_batch
-        self._share = weights / torch.as_tensor(total).clamp(min=1e-8)
-        return self.finite((self.losses_of(model, inputs) * self._share).sum())
+        The rows are given their reference log-probabilities.
+        """
+        trainer = cls(
+            model=model,
+            args=arguments(job, dtype, len(rows)),
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list(rows),
+            data_collator=TwinCollator(padding_token(tokenizer)),
+            log_file=Path(job.log_file),
+            seed=job.seed,
+            settings=job.objective_options,
+            **more,
+        )
+        trainer._add_reference(job, rows)
+        trainer.train_dataset = Dataset.from_list(rows)
+        return trainer
 
-    def note(self, **figures: torch.Tensor) -> None:
-        """Log the weighted mean over the step of figures of shape (B,)."""
-        for name, values in figures.items():
-            mean = (values.detach() * self._share).sum().item()
-            self.figures[name] = self.figures.get(name, 0.0) + mean
-
-    def add_reference(self, job: TrainJob, rows: list[Row]) -> None:
+    def _add_reference(self, job: TrainJob, rows: list[Row]) -> None:
         """Give every row its `reference`."""
         size = self.args.per_device_train_batch_size
         own = job.ref_path in (None, job.start_path)
-        model: Any = self.model if own else _load(str(job.ref_path), self.args.device)
+        model: Any = self.model if own else _reference(str(job.ref_path), self.args.device)
         off = model.disable_adapter() if own and job.options.lora_rank else nullcontext()
         training = model.training
         model.eval()
@@ -106,16 +111,9 @@ class ReferencedTrainer(WeightedSFTTrainer):
         model.train(training)
 
 
-def _weights(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return batch["weights"][: len(batch["weights"]) // 2]
-
-
-def _load(path: str, device: Any) -> Any:
-    from transformers import AutoModelForCausalLM
+def _reference(path: str, device: Any) -> Any:
     from trl.trainer.utils import add_fused_lm_head
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, use_safetensors=True
-    )
+    model = load(path)
     add_fused_lm_head(model)
     return model.to(device)

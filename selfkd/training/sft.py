@@ -111,8 +111,10 @@ class WeightedSFTTrainer(SFTTrainer):
         self._seed = seed
         self.tokens_seen = 0
         self.losses: list[float] = []
-        self.figures: dict[str, float] = {}
-        """What a subclass adds to the log of the step, summed over its micro-batches."""
+        self._share = torch.zeros(0)
+        """Weights of the micro-batch in parts of the step's."""
+        self._figures: dict[str, float] = {}
+        """What was noted in the step, summed over its micro-batches."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Any = train_dataset or self.train_dataset
@@ -122,9 +124,17 @@ class WeightedSFTTrainer(SFTTrainer):
     def _lengths(self, rows: Any) -> list[int]:
         return [len(ids) for ids in rows["input_ids"]]
 
+    def weights_of(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Weight of each predicted token, shape (B, T - 1)."""
+        return (batch["labels"][:, 1:] != IGNORED) * batch["weights"][:, None]
+
+    def losses_of(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What a step's loss is the weighted mean of; here -log p of each token, (B, T - 1)."""
+        return token_nll(model, batch)
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> torch.Tensor:
-        """The weight of the completion tokens of an optimiser step, over all its micro-batches."""
-        return torch.stack([_token_weights(b).sum() for b in batch_samples]).sum().to(device)
+        """The weight of an optimiser step, over all its micro-batches."""
+        return torch.stack([self.weights_of(b).sum() for b in batch_samples]).sum().to(device)
 
     def compute_loss(
         self,
@@ -134,16 +144,12 @@ class WeightedSFTTrainer(SFTTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The part of the step's loss that this micro-batch contributes."""
-        weights = _token_weights(inputs)
+        weights = self.weights_of(inputs)
         self.tokens_seen += int(inputs["attention_mask"].sum())
-        batch = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-        nll = token_nll(model, batch, inputs["labels"])
         total = weights.sum() if num_items_in_batch is None else num_items_in_batch
-        loss = (nll * weights).sum() / torch.as_tensor(total).clamp(min=1e-8)
-        return self.finite(loss)
-
-    def finite(self, loss: torch.Tensor) -> torch.Tensor:
-        """The loss of the next step, or the error that it is none."""
+        total = torch.as_tensor(total).clamp(min=1e-8)
+        self._share = weights / total
+        loss = (self.losses_of(model, inputs) * weights).sum() / total
         if not torch.isfinite(loss):
             raise Diverged(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}",
@@ -151,6 +157,12 @@ class WeightedSFTTrainer(SFTTrainer):
                 remedy="lower train.learning_rate or train.max_grad_norm",
             )
         return loss
+
+    def note(self, **figures: torch.Tensor) -> None:
+        """Log the weighted mean over the step of figures of the shape of the losses."""
+        for name, values in figures.items():
+            mean = (values.detach() * self._share).sum().item()
+            self._figures[name] = self._figures.get(name, 0.0) + mean
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """One line a step in the log file."""
@@ -171,23 +183,20 @@ class WeightedSFTTrainer(SFTTrainer):
             "learning_rate": logs["learning_rate"],
             "epoch": self.state.epoch,
             "tokens": self.tokens_seen,
-            **self.figures,
+            **self._figures,
         }
-        self.figures = {}
+        self._figures = {}
         with self._log_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
 
-def _token_weights(batch: dict[str, Any]) -> torch.Tensor:
-    """Weight of each predicted token, shape (B, T - 1)."""
-    return (batch["labels"][:, 1:] != IGNORED) * batch["weights"][:, None]
-
-
-def token_nll(model: Any, batch: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+def token_nll(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """-log p of the next token, shape (B, T - 1), zero where there is no label."""
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    labels = batch["labels"]
     if labels.is_cuda:
-        return -model(**batch, labels=labels, fused_lm_head=True).log_probs
-    return _completion_nll(model, batch, labels)
+        return -model(**inputs, labels=labels, fused_lm_head=True).log_probs
+    return _completion_nll(model, inputs, labels)
 
 
 def _completion_nll(

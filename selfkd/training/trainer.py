@@ -4,7 +4,6 @@ import ctypes
 import gc
 import itertools
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,14 +18,11 @@ from selfkd.models import check_model_dir
 from selfkd.records import Example, read_rows
 from selfkd.training.adapters import save_adapter
 from selfkd.training.base import TrainJob, TrainReport
+from selfkd.training.checkpoints import load, save
 from selfkd.training.rounding import round_to_bfloat16
 
 CANARY_TOKENS = 200
 """Length of the long canary: over 128, so that a sampler's cached prompt prefix takes part."""
-
-COPIED = (".json", ".jinja", ".model", ".txt")
-"""Endings of what a model directory holds beside weights: tokenizer, templates, generation config.
-Anything else, such as pickled weights, stays behind."""
 
 
 class LocalTrainer:
@@ -94,11 +90,7 @@ def _make_trainer(model: Any, tokenizer: Any, examples: Sequence[Example], job: 
 
 
 def _load(job: TrainJob) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(
-        job.start_path, dtype=torch.float32, use_safetensors=True
-    )
+    model = load(job.start_path)
     if job.options.lora_rank:
         from peft import LoraConfig, get_peft_model
 
@@ -118,26 +110,6 @@ def _stored_dtype(job: TrainJob) -> str:
     start = config.get("dtype") or config.get("torch_dtype")
     exact = start in (None, "float32") and compute_dtype(job.options.dtype) == "float32"
     return "float32" if exact else "bfloat16"
-
-
-def save(model: Any, dtype: str, start: Path, out: Path) -> None:
-    """Write the weights in `dtype`, and everything else as it is in the start's directory.
-
-    Training changed the model's configs, and some generation configs that are in use are refused by
-    `save_pretrained`.
-    """
-    from transformers import GenerationConfig
-
-    model.generation_config = GenerationConfig()
-    model.to(getattr(torch, dtype)).save_pretrained(out)
-    (out / "generation_config.json").unlink()
-    for file in start.iterdir():
-        own = file.name == "MANIFEST.json" or file.name.endswith(".index.json")
-        if file.name.endswith(COPIED) and not own:
-            shutil.copy(file, out / file.name)
-    config = json.loads((start / "config.json").read_text())
-    config.pop("torch_dtype", None)  # the older name of dtype
-    (out / "config.json").write_text(json.dumps(config | {"dtype": dtype}, indent=2) + "\n")
 
 
 @torch.no_grad()

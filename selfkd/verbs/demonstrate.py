@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from selfkd.ledger import Step
 from selfkd.pairs import DEMONSTRATION
 from selfkd.records import Prompt, Sample, samples_table
+from selfkd.verbs.generate import sample_id
 
 if TYPE_CHECKING:
     from selfkd.round import Round
@@ -27,7 +28,7 @@ def record_demonstrations(
 def _sample(round: "Round", step: Step, tokenizer: Any, prompt: Prompt, text: str) -> Sample:
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return Sample(
-        id=f"{round.number}-{step.name}-{prompt.id}-0",
+        id=sample_id(round, step, prompt, 0),
         prompt=prompt,
         index=0,
         completion=text,

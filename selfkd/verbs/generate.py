@@ -67,7 +67,7 @@ def _sample(
     view: str,
 ) -> Sample:
     return Sample(
-        id=f"{round.number}-{step.name}-{prompt.id}-{index}",
+        id=sample_id(round, step, prompt, index),
         prompt=prompt,
         index=index,
         completion=completion.text,
@@ -78,6 +78,11 @@ def _sample(
         round=round.number,
         logprob=completion.logprob,
     )
+
+
+def sample_id(round: "Round", step: Step, prompt: Prompt, index: int) -> str:
+    """The id of a prompt's `index`-th sample in a step; no two samples of a run share one."""
+    return f"{round.number}-{step.name}-{prompt.id}-{index}"
 
 
 def _summary(step: Step, policy: Policy, prompts: int) -> dict[str, object]:

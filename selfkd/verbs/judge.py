@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,21 +44,22 @@ def judge_shards(round: "Round", step: Step, samples: Samples, judge: JudgeSpec)
     verdicts = _recorded(step)
     check_failures(verdicts, round.run.config.judging.max_failure_rate)
     seconds = time.monotonic() - step.started - waited
-    round.finish(step, _summary(verdicts, judge), seconds=seconds)
+    round.finish(step, verdict_summary(verdicts, judge.spec), seconds=seconds)
 
 
 def _recorded(step: Step) -> list[Verdict]:
     return [v for table in step.tables() for v in read_rows(table, Verdict)]
 
 
-def _rewards(verdicts: list[Verdict]) -> list[float]:
+def _rewards(verdicts: Sequence[Verdict]) -> list[float]:
     return [v.reward for v in verdicts if v.reward is not None]
 
 
-def _summary(verdicts: list[Verdict], judge: JudgeSpec) -> dict[str, Any]:
+def verdict_summary(verdicts: Sequence[Verdict], judge: str) -> dict[str, Any]:
+    """What a step of verdicts says of them, `judge` being whose they are."""
     rewards = _rewards(verdicts)
     return {
-        "judge": judge.spec,
+        "judge": judge,
         "scored": len(rewards),
         "unscored": dict(Counter(v.status for v in verdicts if v.reward is None)),
         "reward_mean": float(np.mean(rewards)) if rewards else None,

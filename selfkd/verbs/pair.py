@@ -1,6 +1,5 @@
 """Records which samples a pair rule compares, and why the others are in no pair."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,9 +7,10 @@ import numpy as np
 
 from selfkd.ledger import Step
 from selfkd.pairs import PairRule
-from selfkd.records import DECISIONS, PAIRS, Decision, Pair, rows_table
+from selfkd.records import PAIRS, Decision, Pair, rows_table
 from selfkd.rules import Candidates
 from selfkd.tables import Samples, Scored, joined
+from selfkd.verbs.keep import record_decisions
 
 if TYPE_CHECKING:
     from selfkd.round import Round
@@ -26,11 +26,7 @@ def record_pairs(
     rng = np.random.default_rng([round.run.config.seed, round.number])
     pairs, reasons = rule.apply(candidates, rng)
     if not kept.finished:
-        decisions = _decisions(candidates, pairs, reasons)
-        kept.write(0, rows_table(decisions, DECISIONS))
-        dropped = Counter(d.reason for d in decisions if not d.kept)
-        used = len(decisions) - dropped.total()
-        round.finish(kept, {"kept": used, "dropped": dict(dropped), "rule": rule.name})
+        record_decisions(round, kept, _decisions(candidates, pairs, reasons), rule.name)
     if not paired.finished:
         paired.write(0, rows_table([_pair(candidates, *pair) for pair in pairs], PAIRS))
         round.finish(paired, {**_summary(candidates, pairs), "rule": rule.name})

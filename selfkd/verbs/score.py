@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from selfkd.ledger import Step
 from selfkd.records import VERDICTS, Sample, Verdict, rows_table
+from selfkd.verbs.judge import verdict_summary
 
 if TYPE_CHECKING:
     from selfkd.round import Round
@@ -23,15 +22,7 @@ def record_scores(
     """One verdict a sample; a sample without a reward is unparsed."""
     verdicts = [_verdict(s, rewards.get(s.id), answers.get(s.id), judge) for s in samples]
     step.write(0, rows_table(verdicts, VERDICTS))
-    known = [v.reward for v in verdicts if v.reward is not None]
-    unscored = len(verdicts) - len(known)
-    summary = {
-        "judge": judge,
-        "scored": len(known),
-        "unscored": {"unparsed": unscored} if unscored else {},
-        "reward_mean": float(np.mean(known)) if known else None,
-    }
-    round.finish(step, summary)
+    round.finish(step, verdict_summary(verdicts, judge))
 
 
 def _verdict(sample: Sample, reward: float | None, answer: str | None, judge: str) -> Verdict:

@@ -11,9 +11,18 @@ import pyarrow.compute as pc
 
 from selfkd.errors import UsageError
 from selfkd.records import content_hash
-from selfkd.rundir import StepRecord, counts, places, read_columns, round_numbers, round_steps
+from selfkd.rundir import (
+    StepRecord,
+    counts,
+    find_rows,
+    of_verb,
+    places,
+    read_columns,
+    round_numbers,
+    round_steps,
+)
 from selfkd.viewer.remembered import Remembered
-from selfkd.viewer.show import sample_row
+from selfkd.viewer.show import PROMPT, sample_row, source_steps
 
 Row = dict[str, Any]
 Order = Literal["recorded", "reward_high", "reward_low", "longest", "shortest"]
@@ -89,31 +98,22 @@ def sample_list(run_dir: Path, round: int, label: str) -> tuple[list[Path], pa.T
     """
     if round not in round_numbers(run_dir):
         raise UsageError(f"there is no round {round}", where=run_dir.name)
-    own = [s for s in round_steps(run_dir, round) if s.label == label]
-    source = source_steps(run_dir, round, label)
-    files = [p for s in _of(source, "generate") for p in s.shards()]
-    parts = [files, *(s.shards() for s in (*_of(source, "judge"), *_of(own, "keep")))]
+    own = _labelled(run_dir, round, label)
+    source = source_steps(run_dir, round, lambda number: _labelled(run_dir, number, label))
+    files = [p for s in of_verb(source, "generate") for p in s.shards()]
+    parts = [files, *(s.shards() for s in (*of_verb(source, "judge"), *of_verb(own, "keep")))]
     key = content_hash([[str(p) for p in part] for part in parts] + [_stamps(parts)], 32)
-    judged, decided = _of(source, "judge"), _of(own, "keep")
+    judged, decided = of_verb(source, "judge"), of_verb(own, "keep")
     return files, _LISTS.get(key, lambda: _join(files, judged, decided))
 
 
-def source_steps(run_dir: Path, round: int, label: str) -> list[StepRecord]:
-    """The steps that hold the samples: of this round, or of the last one that sampled."""
-    for number in reversed([n for n in round_numbers(run_dir) if n <= round]):
-        steps = [s for s in round_steps(run_dir, number) if s.label == label]
-        if _of(steps, "generate") or not _of(steps, "keep"):
-            return steps
-    return []
+def _labelled(run_dir: Path, round: int, label: str) -> list[StepRecord]:
+    return [s for s in round_steps(run_dir, round) if s.label == label]
 
 
 def _stamps(parts: Iterable[Sequence[Path]]) -> list[int]:
     # Shards never change, but a run that was deleted and made again has others of the same name.
     return [part[0].stat().st_mtime_ns for part in parts if part and part[0].exists()]
-
-
-def _of(steps: Iterable[StepRecord], verb: str) -> list[StepRecord]:
-    return [s for s in steps if s.verb == verb]
 
 
 def _join(
@@ -214,9 +214,9 @@ def read_rows(run_dir: Path, round: int, files: Sequence[Path], page: pa.Table) 
     """The rows of `sample_list` in full: sample, prompt, verdict and decision."""
     samples = _read_samples(files, page)
     label_steps = [s for p in files[:1] for s in _steps_beside(run_dir, p)]
-    prompts = find_rows(_of(label_steps, "prompts"), "id", {s["prompt_id"] for s in samples})
+    prompts = find_rows(of_verb(label_steps, "prompts"), PROMPT, {s["prompt_id"] for s in samples})
     ids = {s["id"] for s in samples}
-    verdicts = find_rows(_of(label_steps, "judge"), "sample_id", ids, _VERDICT)
+    verdicts = find_rows(of_verb(label_steps, "judge"), _VERDICT, ids)
     rows = []
     for sample, listed in zip(samples, page.to_pylist(), strict=True):
         verdict = verdicts.get(sample["id"], {})
@@ -246,21 +246,3 @@ def _read_samples(files: Sequence[Path], page: pa.Table) -> list[Row]:
 
 def _label_of(shard: Path) -> str:
     return "-".join(shard.parent.name.split("-")[2:])
-
-
-def find_rows(
-    steps: Iterable[StepRecord],
-    key: str,
-    values: Iterable[str],
-    columns: Sequence[str] = ("id", "messages", "answer"),
-) -> dict[str, Row]:
-    """Rows of steps by `key`, those of `values` only; stops reading when all are found."""
-    missing, found = set(values), dict[str, Row]()
-    for path in (p for s in steps for p in s.shards()):
-        if not missing:
-            break
-        table = read_columns(path, columns).filter(pc.field(key).isin(sorted(missing)))
-        for row in table.to_pylist():
-            found.setdefault(row[key], row)
-        missing -= found.keys()
-    return found

@@ -11,9 +11,9 @@ import yaml
 
 from selfkd.errors import UsageError
 from selfkd.metrics import recorded_rows
-from selfkd.rundir import HELDOUT, round_numbers, round_steps, run_facts
-from selfkd.viewer.browse import find_rows
-from selfkd.viewer.show import prompt_text
+from selfkd.rundir import HELDOUT, find_rows, round_numbers, round_steps, run_facts
+from selfkd.viewer.show import PROMPT, prompt_text
+from selfkd.yamlfile import flatten
 
 Row = dict[str, Any]
 
@@ -118,7 +118,7 @@ def _which(measured: Heldout | None) -> Row | None:
 
 def config_differences(run_dirs: Sequence[Path]) -> dict[str, list[Any]]:
     """Config keys, dotted, whose values are not the same in all runs; absent ones are null."""
-    flat = [_flatten(_config(path)) for path in run_dirs]
+    flat = [flatten(_config(path)) for path in run_dirs]
     keys = dict.fromkeys(chain.from_iterable(flat))
     values = {key: [config.get(key) for config in flat] for key in keys}
     return {key: found for key, found in values.items() if any(v != found[0] for v in found)}
@@ -130,17 +130,6 @@ def _config(run_dir: Path) -> Row:
     plain = {k: v for k, v in config.items() if k not in _OPERATIONAL}
     code = {k: head.get(k) for k in ("versions", "git", "loop_identity", "judge_identity")}
     return plain | {"run": code}
-
-
-def _flatten(value: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        name = f"{above}{key}"
-        if isinstance(inner, Mapping) and inner:
-            flat |= _flatten(inner, f"{name}.")
-        else:
-            flat[name] = inner
-    return flat
 
 
 # -- the same prompts -----------------------------------------------------------------------------
@@ -156,7 +145,7 @@ def _same_prompts(
     rewards = {p: [m.rewards[p] for m in known] for p in shared}
     order = sorted(shared, key=lambda p: (min(rewards[p]) - max(rewards[p]), p))[:limit]
     answers = [_answers(path, m.round, order) for path, m in zip(run_dirs, known, strict=True)]
-    asked = find_rows(_heldout(run_dirs[0], known[0].round, "prompts"), "id", order)
+    asked = find_rows(_heldout(run_dirs[0], known[0].round, "prompts"), PROMPT, order)
     return [
         {
             "prompt_id": p,
@@ -175,5 +164,5 @@ def _heldout(run_dir: Path, round: int, verb: str) -> list[Any]:
 
 def _answers(run_dir: Path, round: int, prompts: Sequence[str]) -> dict[str, str]:
     steps = _heldout(run_dir, round, "generate")
-    found = find_rows(steps, "prompt_id", prompts, ("prompt_id", "completion"))
+    found = find_rows(steps, ("prompt_id", "completion"), prompts)
     return {p: row["completion"] for p, row in found.items()}

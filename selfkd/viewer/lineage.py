@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow.compute as pc
 
 from selfkd.errors import UsageError
-from selfkd.rundir import StepRecord, read_columns, round_numbers, round_steps
-from selfkd.viewer.browse import find_rows, read_rows, sample_list, sample_rounds
-from selfkd.viewer.show import prompt_text
+from selfkd.rundir import StepRecord, find_rows, read_columns, round_numbers, round_steps
+from selfkd.viewer.browse import read_rows, sample_list, sample_rounds
+from selfkd.viewer.show import PROMPT, prompt_text
 
 Row = dict[str, Any]
 
@@ -45,7 +45,7 @@ def prompt_story(run_dir: Path, prompt_id: str, *, limit: int = 64) -> Row:
 def _asked(run_dir: Path, round: int, label: str, prompt_id: str) -> bool:
     """Whether a round may have samples of a prompt; its prompts are fewer than its samples."""
     steps = [s for s in round_steps(run_dir, round) if s.verb == "prompts" and s.label == label]
-    return not steps or bool(find_rows(steps, "id", {prompt_id}, ("id",)))
+    return not steps or bool(find_rows(steps, ("id",), {prompt_id}))
 
 
 def _sampled_in(files: list[Path], round: int) -> bool:
@@ -59,7 +59,7 @@ def _steps(run_dir: Path, verb: str) -> Iterable[StepRecord]:
 
 
 def _prompt(run_dir: Path, prompt_id: str) -> Row | None:
-    found = find_rows(_steps(run_dir, "prompts"), "id", {prompt_id})
+    found = find_rows(_steps(run_dir, "prompts"), PROMPT, {prompt_id})
     if prompt_id not in found:
         return None
     return {"text": prompt_text(found[prompt_id]), "answer": found[prompt_id]["answer"]}
@@ -141,7 +141,7 @@ def policy_story(run_dir: Path, name: str, *, offset: int = 0, limit: int = 100)
         rows += table.slice(start, max(0, limit - len(rows))).to_pylist()
         total += table.num_rows
     wanted = {i for row in rows for i in row["sample_ids"]}
-    texts = find_rows(_made_until(run_dir, facts["made_in"]), "id", wanted, _TEXT)
+    texts = find_rows(_made_until(run_dir, facts["made_in"]), _TEXT, wanted)
     for row in rows:
         row["tokens"] = len(row.pop("completion_tokens"))
         row["samples"] = [texts[i] for i in row["sample_ids"] if i in texts]

@@ -8,6 +8,7 @@ from typing import Any
 
 from selfkd.errors import UsageError
 from selfkd.terminal import one_line
+from selfkd.yamlfile import flatten
 
 TITLES = {
     "reward_mean": "reward of samples",
@@ -53,7 +54,7 @@ def check_metrics(documents: Sequence[Document], metrics: Sequence[str]) -> list
     A key inside of another is named with a dot: `pass_at_k.8`, `seconds.train`.
     """
     rows = [flat_row(row) for document in documents for row in document["rounds"]]
-    known = {key for row in rows for key, value in row.items() if _is_number(value)} - {"round"}
+    known = {key for row in rows for key, value in row.items() if is_number(value)} - {"round"}
     for metric in metrics:
         if metric not in known and rows:
             listed = ", ".join(sorted(known))
@@ -65,16 +66,11 @@ def check_metrics(documents: Sequence[Document], metrics: Sequence[str]) -> list
 
 def flat_row(row: dict[str, Any]) -> dict[str, Any]:
     """A round's figures with inner ones beside the others: `seconds.train`, `dropped.duplicate`."""
-    flat: dict[str, Any] = {}
-    for key, value in row.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{name}": inner for name, inner in flat_row(value).items()}
-        else:
-            flat[key] = value
-    return flat
+    return {key: value for key, value in flatten(row).items() if value != {}}
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a figure can be drawn; true and false are no numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -16,6 +16,7 @@ from selfkd.rundir import (
     round_numbers,
     round_steps,
 )
+from selfkd.viewer.lines import is_number
 from selfkd.viewer.remembered import Remembered
 
 Row = dict[str, Any]
@@ -142,11 +143,10 @@ def _by_length(rewards: np.ndarray, lengths: np.ndarray) -> list[Row]:
 def _log(steps: Sequence[StepRecord]) -> list[Row]:
     lines = [line for s in steps if s.verb == "train" for line in read_lines(s.path / "log.jsonl")]
     stride = max(1, -(-len(lines) // LOG_POINTS))
-    return [{k: v for k, v in line.items() if _is_number(v)} for line in lines[::stride]]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+    return [
+        {k: v for k, v in line.items() if is_number(v) and np.isfinite(v)}
+        for line in lines[::stride]
+    ]
 
 
 def _speed(step: StepRecord) -> Row | None:

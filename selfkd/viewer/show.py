@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,21 @@ from rich.table import Table
 from rich.text import Text
 
 from selfkd.errors import UsageError
-from selfkd.rundir import HELDOUT, StepRecord, read_columns, round_numbers, round_steps, run_facts
+from selfkd.rundir import (
+    HELDOUT,
+    StepRecord,
+    find_rows,
+    of_verb,
+    round_numbers,
+    round_steps,
+    run_facts,
+)
 from selfkd.terminal import one_line, shows_unicode, visible
 
 Row = dict[str, Any]
 
 _SAMPLE = ("id", "prompt_id", "completion", "finish", "tokens", "policy", "view")
-_PROMPT = ("id", "messages", "answer")
+PROMPT = ("id", "messages", "answer")
 _VERDICT = ("sample_id", "reward", "status", "answer", "rationale")
 _DECISION = ("sample_id", "kept", "reason")
 
@@ -39,13 +47,18 @@ def show_samples(
     `heldout` means those, another label the samples of that step. A round that only decides about
     samples of an earlier one shows those. Raises UsageError for a round or label that is not there.
     """
-    decided = _of(_labelled(run_dir, round, label), "keep")
-    source = _source(run_dir, round, label)
+    decided = of_verb(_labelled(run_dir, round, label), "keep")
+    source = source_steps(run_dir, round, lambda number: _labelled(run_dir, number, label))
     ids = list(islice(_ids(source, decided, kept), limit))
-    samples = _find(_of(source, "generate"), _SAMPLE, ids)
-    prompts = _find(_of(source, "prompts"), _PROMPT, {s["prompt_id"] for s in samples.values()})
-    verdicts = _find(_of(source, "judge"), _VERDICT, ids)
-    decisions = _find(decided, _DECISION, ids)
+    samples: dict[str, Row] = {}
+    for step in of_verb(source, "generate"):
+        found = find_rows([step], _SAMPLE, set(ids) - samples.keys())
+        samples |= {i: row | {"label": step.label} for i, row in found.items()}
+    prompts = find_rows(
+        of_verb(source, "prompts"), PROMPT, {s["prompt_id"] for s in samples.values()}
+    )
+    verdicts = find_rows(of_verb(source, "judge"), _VERDICT, ids)
+    decisions = find_rows(decided, _DECISION, ids)
     return [
         sample_row(
             samples[i],
@@ -67,7 +80,7 @@ def _labelled(run_dir: Path, round: int, label: str) -> list[StepRecord]:
             f"there is no round {round}", where=str(run_dir), remedy=f"rounds: {listed}"
         )
     steps = round_steps(run_dir, round)
-    labels = sorted({s.label for s in _of(steps, "generate") if s.label})
+    labels = sorted({s.label for s in of_verb(steps, "generate") if s.label})
     if label and label not in labels:
         raise UsageError(
             f"round {round} has no samples labelled {label!r}",
@@ -77,24 +90,22 @@ def _labelled(run_dir: Path, round: int, label: str) -> list[StepRecord]:
     return [s for s in steps if (s.label == label if label else s.label != HELDOUT)]
 
 
-def _source(run_dir: Path, round: int, label: str) -> list[StepRecord]:
-    """The steps that hold the samples: of this round, or of the last one that sampled."""
+def source_steps(
+    run_dir: Path, round: int, steps_at: Callable[[int], list[StepRecord]]
+) -> list[StepRecord]:
+    """The steps that hold the samples, `steps_at` this round or the last one that sampled."""
     for number in reversed([n for n in round_numbers(run_dir) if n <= round]):
-        steps = _labelled(run_dir, number, label)
-        if _of(steps, "generate") or not _of(steps, "keep"):
+        steps = steps_at(number)
+        if of_verb(steps, "generate") or not of_verb(steps, "keep"):
             return steps
     return []
-
-
-def _of(steps: Iterable[StepRecord], verb: str) -> list[StepRecord]:
-    return [s for s in steps if s.verb == verb]
 
 
 def _ids(
     source: Iterable[StepRecord], decided: Iterable[StepRecord], kept: bool | None
 ) -> Iterator[str]:
     if kept is None:
-        for step in _of(source, "generate"):
+        for step in of_verb(source, "generate"):
             for table in step.tables(["id"]):
                 yield from table.column("id").to_pylist()
         return
@@ -102,22 +113,6 @@ def _ids(
         for table in step.tables(["sample_id", "kept"]):
             chosen = table.filter(pc.field("kept") == kept)
             yield from chosen.column("sample_id").to_pylist()
-
-
-def _find(
-    steps: Iterable[StepRecord], columns: Sequence[str], ids: Iterable[str]
-) -> dict[str, Row]:
-    """Rows by their first column, `ids` only; stops reading when all are found."""
-    wanted, found = set(ids), dict[str, Row]()
-    for step in steps:
-        for path in step.shards():
-            if not wanted:
-                return found
-            table = read_columns(path, columns).filter(pc.field(columns[0]).isin(sorted(wanted)))
-            for row in table.to_pylist():
-                found[row[columns[0]]] = row | {"label": step.label}
-            wanted -= found.keys()
-    return found
 
 
 def sample_row(sample: Row, prompt: Row, verdict: Row, decision: Row) -> Row:
