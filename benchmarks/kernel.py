@@ -104,7 +104,9 @@ def candidates(x: Inputs) -> dict[str, Callable[[], Tensor | None]]:
 
 
 def liger(x: Inputs) -> Callable[[], Tensor]:
-    from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDLoss
+    from liger_kernel.chunked_loss.jsd_loss import (  # pyright: ignore[reportMissingImports]
+        LigerFusedLinearJSDLoss,
+    )
 
     loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, compiled=True)
     labels = torch.zeros(len(x.hidden), dtype=torch.long)
