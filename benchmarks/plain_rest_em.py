@@ -142,7 +142,7 @@ def train(model: str, round: int, seed: int, out: Path) -> Row:
         num_train_epochs=2,
         per_device_train_batch_size=16,
         lr_scheduler_type="linear",
-        warmup_steps=0.05,
+        warmup_steps=0,
         bf16=True,
         use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=False,  # the model is small: recomputing would only cost time

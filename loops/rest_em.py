@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from selfkd import SFT, LoopOptions, Run, at_most, correct, fewshot, finished, loop, unique
+from selfkd import SFT, Kept, LoopOptions, Run, at_most, correct, fewshot, finished, loop, unique
 
 
 class RestEMOptions(LoopOptions):
@@ -30,6 +30,10 @@ class RestEMOptions(LoopOptions):
     """Most correct completions of a prompt that are learnt from."""
     start: Literal["base", "previous"] = "base"
     """What each round fine-tunes."""
+    accumulate: bool = False
+    """Learn from the kept samples of every round so far, not of the last one alone."""
+    learning_rate_decay: float = Field(1.0, gt=0, le=1)
+    """Factor on the learning rate from round to round."""
     shots: tuple[tuple[str, str], ...] = ()
     """Worked examples (question, answer) shown while sampling, never trained on."""
 
@@ -38,10 +42,13 @@ class RestEMOptions(LoopOptions):
 def rest_em(run: Run, options: RestEMOptions) -> None:
     view = fewshot(options.shots)
     rule = finished() | correct() | unique() | at_most(options.max_kept_per_prompt)
+    kept: list[Kept] = []
     for round in run.rounds(options.rounds):
         samples = round.generate(run.prompts, n=options.samples_per_prompt, view=view)  # E-step
-        kept = round.keep(round.judge(samples, run.judge), rule)
-        round.train(SFT(kept), start=options.start)  # M-step
+        kept.append(round.keep(round.judge(samples, run.judge), rule))
+        data = kept if options.accumulate else kept[-1:]
+        rate = run.config.train.learning_rate * options.learning_rate_decay**round.number
+        round.train(SFT(*data), start=options.start, learning_rate=rate)  # M-step
         round.evaluate(run.heldout, run.gold_judge)
     last = run.final_round()
     last.judge(last.generate(run.prompts, n=options.samples_per_prompt, view=view), run.judge)

@@ -64,7 +64,7 @@ def open_run_prompts(resolved: Resolved, *, skip_bad: bool) -> PromptSource:
     config = resolved.config
     source = open_prompts(config.prompts, seed=config.seed, base=Path.cwd(), skip_bad=skip_bad)
     if resolved.judge.needs_answer:
-        require_answers(source.train(0), resolved.judge.name)
+        require_answers(source.known(), resolved.judge.name)
     if resolved.gold_judge and resolved.gold_judge.needs_answer:
         require_answers(source.heldout(), resolved.gold_judge.name)
     return source

@@ -23,7 +23,7 @@ class TrainOptions(Options):
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     """Learning-rate schedule after the warm-up."""
     warmup_ratio: float = Field(0.0, ge=0, lt=1)
-    """Share of the steps that warm up."""
+    """Share of the steps over which the learning rate rises from 0 to its peak."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW weight decay."""
     max_grad_norm: float = Field(1.0, gt=0)
