@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from selfkd import SFT, Kept, LoopOptions, Run, at_most, correct, fewshot, finished, loop, unique
+from selfkd import SFT, LoopOptions, Run, at_most, correct, fewshot, finished, loop, unique
 
 
 class RestEMOptions(LoopOptions):
@@ -28,10 +28,11 @@ class RestEMOptions(LoopOptions):
     """Completions drawn for each prompt."""
     max_kept_per_prompt: int = Field(4, ge=1)
     """Most correct completions of a prompt that are learnt from."""
+    distinct: bool = True
+    """Take equal completions of a prompt once. With answers of a few tokens this favours wordy
+    ways to say them over sure ones, since those rarely repeat."""
     start: Literal["base", "previous"] = "base"
     """What each round fine-tunes."""
-    accumulate: bool = False
-    """Learn from the kept samples of every round so far, not of the last one alone."""
     learning_rate_decay: float = Field(1.0, gt=0, le=1)
     """Factor on the learning rate from round to round."""
     shots: tuple[tuple[str, str], ...] = ()
@@ -41,14 +42,13 @@ class RestEMOptions(LoopOptions):
 @loop("rest_em", paper="arXiv:2312.06585")
 def rest_em(run: Run, options: RestEMOptions) -> None:
     view = fewshot(options.shots)
-    rule = finished() | correct() | unique() | at_most(options.max_kept_per_prompt)
-    kept: list[Kept] = []
+    right = finished() | correct() | unique() if options.distinct else finished() | correct()
+    rule = right | at_most(options.max_kept_per_prompt)
     for round in run.rounds(options.rounds):
         samples = round.generate(run.prompts, n=options.samples_per_prompt, view=view)  # E-step
-        kept.append(round.keep(round.judge(samples, run.judge), rule))
-        data = kept if options.accumulate else kept[-1:]
+        kept = round.keep(round.judge(samples, run.judge), rule)
         rate = run.config.train.learning_rate * options.learning_rate_decay**round.number
-        round.train(SFT(*data), start=options.start, learning_rate=rate)  # M-step
+        round.train(SFT(kept), start=options.start, learning_rate=rate)  # M-step
         round.evaluate(run.heldout, run.gold_judge)
     last = run.final_round()
     last.judge(last.generate(run.prompts, n=options.samples_per_prompt, view=view), run.judge)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         unique,
     )
     from selfkd.run import Run
-    from selfkd.tables import Kept, Pairs, Samples, Scored
+    from selfkd.tables import Pairs, Samples, Scored
     from selfkd.views import affix, fewshot, from_columns, hint, plain, system
 
     __version__: str
@@ -43,7 +43,6 @@ __all__ = [
     "KTO",
     "SFT",
     "JudgeOptions",
-    "Kept",
     "LoopOptions",
     "Mixture",
     "Pairs",
@@ -107,7 +106,7 @@ _HOMES = {
         "unique",
     ),
     "selfkd.run": ("Run",),
-    "selfkd.tables": ("Kept", "Pairs", "Samples", "Scored"),
+    "selfkd.tables": ("Pairs", "Samples", "Scored"),
     "selfkd.views": ("affix", "fewshot", "from_columns", "hint", "plain", "system"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
