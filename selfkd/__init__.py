@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selfkd.config import LoopOptions
+    from selfkd.distillation import GKD
     from selfkd.judging import JudgeOptions
     from selfkd.objectives import DPO, KTO, SFT, Mixture
     from selfkd.pairs import (
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DPO",
+    "GKD",
     "KTO",
     "SFT",
     "JudgeOptions",
@@ -81,6 +83,7 @@ __all__ = [
 
 _HOMES = {
     "selfkd.config": ("LoopOptions",),
+    "selfkd.distillation": ("GKD",),
     "selfkd.judging": ("JudgeOptions",),
     "selfkd.objectives": ("DPO", "KTO", "SFT", "Mixture"),
     "selfkd.pairs": (

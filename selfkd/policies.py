@@ -43,6 +43,10 @@ class Policies:
             self._verified[name] = self._load(name)
         return self._verified[name]
 
+    def add(self, name: str, path: Path) -> None:
+        """Make a model that this run did not train one of its policies, to teach or to sample."""
+        self._verified[name] = Policy(name, path, model_fingerprint(path), [])
+
     def staging(self, name: str) -> Path:
         """An empty directory for a policy in the making."""
         path = self._ledger.path / "policies" / f".tmp-{name}"

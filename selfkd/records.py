@@ -131,7 +131,8 @@ class Example:
     """What a trainer consumes: prompt and completion tokens, and the samples they come from.
 
     `completion_tokens` are to become likelier, `rejected_tokens` less likely; a pair has both, an
-    unpaired rejected sample (KTO) has no completion tokens.
+    unpaired rejected sample (KTO) has no completion tokens. A teacher (GKD) says what should follow
+    each token of the completion.
     """
 
     id: str
@@ -141,6 +142,10 @@ class Example:
     completion_tokens: tuple[int, ...]
     rejected_tokens: tuple[int, ...] | None = None
     weight: float = 1.0
+    token_weights: tuple[float, ...] | None = None
+    """Weight of each completion token, times `weight`; None: all 1."""
+    teacher_prompt_tokens: tuple[int, ...] | None = None
+    """What the teacher sees in place of `prompt_tokens`; None: the same."""
 
 
 _TOKENS = pa.list_(pa.int32())
@@ -214,6 +219,8 @@ EXAMPLES = pa.schema(
         ("completion_tokens", _TOKENS),
         ("rejected_tokens", _TOKENS),
         ("weight", pa.float64()),
+        ("token_weights", pa.list_(pa.float32())),
+        ("teacher_prompt_tokens", _TOKENS),
     ]
 )
 
@@ -281,8 +288,12 @@ def rows_table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
 
 
 def read_rows(table: pa.Table, row_type: type[T]) -> list[T]:
-    """The inverse of `rows_table` for `Verdict`, `Decision`, `Pair` or `Example`."""
-    names = [f.name for f in fields(row_type)]  # type: ignore[arg-type]
+    """The inverse of `rows_table` for `Verdict`, `Decision`, `Pair` or `Example`.
+
+    A column that older records do not have yet takes its default.
+    """
+    known = [f.name for f in fields(row_type)]  # type: ignore[arg-type]
+    names = [name for name in known if name in table.column_names]
     return [
         row_type(**{n: tuple(r[n]) if isinstance(r[n], list) else r[n] for n in names})
         for r in table.to_pylist()

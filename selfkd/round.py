@@ -7,7 +7,7 @@ import numpy as np
 
 from selfkd.judging import JudgeSpec
 from selfkd.ledger import Step
-from selfkd.objectives import Objective, Which
+from selfkd.objectives import Guide, Objective, Which
 from selfkd.pairs import DEMONSTRATION, PairRule
 from selfkd.prompts import PromptSource
 from selfkd.records import (
@@ -235,8 +235,8 @@ class Round:
         self.run.trained(step.summary["policy"])
         return step.summary["policy"]
 
-    def _which(self, which: Which) -> str:
-        return {"base": "base", "previous": self.policy, "best": self.run.best}[which]
+    def _which(self, which: Guide) -> str:
+        return {"previous": self.policy, "best": self.run.best}.get(which, which)
 
     # -- evaluate -------------------------------------------------------------------------------
 

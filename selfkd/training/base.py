@@ -49,7 +49,7 @@ class TrainJob:
     """One training: plain values only, so that it crosses processes."""
 
     objective: str
-    """`sft`, `dpo` or `kto`."""
+    """`sft`, `dpo`, `kto` or `gkd`."""
     objective_options: dict[str, Any]
     example_files: tuple[str, ...]
     """Parquet files of schema `records.EXAMPLES`."""
@@ -64,7 +64,7 @@ class TrainJob:
     max_steps: int | None = None
     """Optimiser steps; overrides epochs."""
     ref_path: str | None = None
-    """HF model directory of the reference policy, for an objective that has one."""
+    """HF model directory of the reference policy or fixed teacher, where an objective has one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,6 +132,12 @@ class WeightedSFTTrainer(SFTTrainer):
         """What a step's loss is the weighted mean of; here -log p of each token, (B, T - 1)."""
         return token_nll(model, batch)
 
+    def loss_of(
+        self, model: Any, batch: dict[str, torch.Tensor], weights: torch.Tensor, total: torch.Tensor
+    ) -> torch.Tensor:
+        """Sum of weight times loss over this micro-batch, over the weight `total` of the step."""
+        return (self.losses_of(model, batch) * weights).sum() / total
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> torch.Tensor:
         """The weight of an optimiser step, over all its micro-batches."""
         return torch.stack([self.weights_of(b).sum() for b in batch_samples]).sum().to(device)
@@ -149,7 +155,7 @@ class WeightedSFTTrainer(SFTTrainer):
         total = weights.sum() if num_items_in_batch is None else num_items_in_batch
         total = torch.as_tensor(total).clamp(min=1e-8)
         self._share = weights / total
-        loss = (self.losses_of(model, inputs) * weights).sum() / total
+        loss = self.loss_of(model, inputs, weights, total)
         if not torch.isfinite(loss):
             raise Diverged(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}",

@@ -83,10 +83,11 @@ class LocalTrainer:
 
 
 def _make_trainer(model: Any, tokenizer: Any, examples: Sequence[Example], job: TrainJob) -> Any:
-    from selfkd.training import dpo, kto, sft
+    from selfkd.training import dpo, gkd, kto, sft
 
-    makers = {"sft": sft.make_trainer, "dpo": dpo.make_trainer, "kto": kto.make_trainer}
-    return makers[job.objective](model, tokenizer, examples, job, compute_dtype(job.options.dtype))
+    makers = {"sft": sft, "dpo": dpo, "kto": kto, "gkd": gkd}
+    maker = makers[job.objective].make_trainer
+    return maker(model, tokenizer, examples, job, compute_dtype(job.options.dtype))
 
 
 def _load(job: TrainJob) -> Any:

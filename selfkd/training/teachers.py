@@ -1,0 +1,178 @@
+"""Who a student learns from, and what is kept in memory for it.
+
+N: predicted tokens of a batch, H: hidden size, V: vocabulary.
+
+A teacher that does not change is asked once, before the first step: its hidden states of every
+completion token are kept in a file that is mapped into memory, its head in memory, and the rest of
+it is let go. So there is never a second model beside a training, and a second epoch costs no second
+pass. Hidden states, not its likeliest tokens, because they lose nothing and a row of H numbers is
+small beside the forward pass that it saves. A teacher that changes with the student is asked in
+every step.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from selfkd.errors import UsageError
+from selfkd.training.base import TrainJob
+from selfkd.training.checkpoints import load
+from selfkd.training.hidden import Head, check_head, hidden_states, output_head
+
+Batch = dict[str, Any]
+Row = dict[str, Any]
+
+
+class Teacher(Protocol):
+    """Knows the states from which it would predict the completion tokens of a batch."""
+
+    def states(self, model: Any, batch: Batch) -> tuple[Tensor, Head]:
+        """[N, H] in the order of the student's, and the head for them; `model` is the student."""
+        ...
+
+    def stepped(self, model: Any) -> None:
+        """The student has made an optimiser step."""
+        ...
+
+
+class Live:
+    """The student as it is, usually under a prompt that says more."""
+
+    def states(self, model: Any, batch: Batch) -> tuple[Tensor, Head]:
+        head = output_head(model)
+        return _silent(model, _teacher_rows(batch)), Head(*(_detached(part) for part in head))
+
+    def stepped(self, model: Any) -> None: ...
+
+
+class Ema:
+    """An exponential moving average of the student: after each step, e <- decay e + (1 - decay) w.
+
+    It starts as the student does. Of a student with an adapter only the adapter is averaged; the
+    weights below are the same for both.
+    """
+
+    def __init__(self, model: Any, decay: float) -> None:
+        self._decay = decay
+        self._average = [p.detach().clone() for p in _trained(model)]
+
+    def states(self, model: Any, batch: Batch) -> tuple[Tensor, Head]:
+        head = output_head(model).weight_VH
+        self._swap(model)
+        try:
+            states = _silent(model, _teacher_rows(batch))
+            now = output_head(model)
+            own = Head(now.weight_VH.data, None if now.bias_V is None else now.bias_V.data)
+        finally:
+            self._swap(model)
+        # Where the head is not trained both have the same one, which saves work downstream.
+        return states, own if head.requires_grad else Head(head.detach(), own.bias_V)
+
+    def stepped(self, model: Any) -> None:
+        now = [p.detach() for p in _trained(model)]
+        torch._foreach_lerp_(self._average, now, 1 - self._decay)
+
+    def _swap(self, model: Any) -> None:
+        for i, parameter in enumerate(_trained(model)):
+            parameter.data, self._average[i] = self._average[i], parameter.data
+
+
+class Fixed:
+    """A model that does not change, asked once; see the top of this file."""
+
+    def __init__(self, states_NH: Tensor, starts: Sequence[int], head: Head) -> None:
+        self._states = states_NH
+        self._starts = starts
+        """Where the states of each row begin, and at last where they end."""
+        self._head = head
+
+    def states(self, model: Any, batch: Batch) -> tuple[Tensor, Head]:
+        rows = batch["rows"].tolist()
+        parts = [self._states[self._starts[i] : self._starts[i + 1]] for i in rows]
+        device = batch["input_ids"].device
+        own = output_head(model).weight_VH
+        head = self._head
+        if head.weight_VH is own:  # frozen, and therefore still the teacher's
+            head = Head(own.detach(), head.bias_V)
+        return torch.cat(parts).to(device), head
+
+    def stepped(self, model: Any) -> None: ...
+
+
+def ask_once(
+    trainer: Any, rows: Sequence[Row], job: TrainJob, dtype: torch.dtype, vocabulary: int
+) -> Fixed:
+    """Ask the policy in `job.ref_path`, or the model itself where that is what it starts from.
+
+    The model's adapter, if it has one, is switched off. Raises UsageError where the vocabularies
+    differ.
+    """
+    student = trainer.model
+    own = job.ref_path == job.start_path
+    model: Any = student if own else load(str(job.ref_path)).to(trainer.args.device)
+    if not own:
+        check_head(model, tuple(rows[0]["input_ids"]), "the teacher")
+    off = student.disable_adapter() if own and job.options.lora_rank else nullcontext()
+    head = output_head(model)
+    if len(head.weight_VH) < vocabulary:
+        raise UsageError(
+            f"the teacher predicts {len(head.weight_VH)} tokens, the tokenizer has {vocabulary}",
+            where=str(job.ref_path),
+            remedy="distil from a model with the same tokenizer",
+        )
+    lengths = [len(row["input_ids"]) - row["prompt_length"] for row in rows]
+    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    states = _mapped(Path(job.log_file).parent, (starts[-1], head.weight_VH.shape[1]), dtype)
+    size = trainer.args.per_device_train_batch_size
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    with off, trainer.accelerator.autocast():
+        for at in range(0, len(rows), size):
+            part = order[at : at + size]
+            batch = trainer.data_collator([rows[i] for i in part])
+            batch = {k: v.to(trainer.args.device) for k, v in batch.items()}
+            found = _silent(model, _teacher_rows(batch)).to("cpu", dtype)
+            pieces = found.split([lengths[i] for i in part])
+            for i, piece in zip(part, pieces, strict=True):
+                states[starts[i] : starts[i + 1]] = piece
+    frozen = own and not head.weight_VH.requires_grad
+    kept = head if frozen else Head(*(None if p is None else p.detach().clone() for p in head))
+    return Fixed(states, starts, kept)
+
+
+def _mapped(folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """A tensor in a file that has no name any more: gone when the process is."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".tmp-teacher-") as file:
+        size = max(1, shape[0] * shape[1])
+        return torch.from_file(file.name, shared=True, size=size, dtype=dtype)[
+            : shape[0] * shape[1]
+        ].view(shape)
+
+
+@torch.no_grad()
+def _silent(model: Any, batch: Batch) -> Tensor:
+    """Hidden states without gradients and dropout."""
+    training = model.training
+    model.eval()
+    states = hidden_states(model, batch, batch["mask"])
+    model.train(training)
+    return states
+
+
+def _teacher_rows(batch: Batch) -> Batch:
+    """The rows that the teacher sees: those of the student, or others with the same completions."""
+    prefix = "teacher_" if "teacher_input_ids" in batch else ""
+    names = ("input_ids", "attention_mask", "mask")
+    return {name: batch[prefix + name] for name in names}
+
+
+def _trained(model: Any) -> list[Tensor]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def _detached(part: Tensor | None) -> Any:
+    return None if part is None else part.detach()
