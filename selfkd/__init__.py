@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         above,
         at_most,
         balanced,
+        below,
         correct,
         everything,
         finished,
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     )
     from selfkd.run import Run
     from selfkd.tables import Pairs, Samples, Scored
-    from selfkd.views import affix, fewshot, from_columns, hint, plain, system
+    from selfkd.views import affix, context, fewshot, from_columns, hint, plain, principles, system
+    from selfkd.weights import by_advantage, by_reward, by_shortfall
 
     __version__: str
 
@@ -61,7 +63,12 @@ __all__ = [
     "all_above",
     "at_most",
     "balanced",
+    "below",
     "best_worst",
+    "by_advantage",
+    "by_reward",
+    "by_shortfall",
+    "context",
     "correct",
     "everything",
     "fewshot",
@@ -75,6 +82,7 @@ __all__ = [
     "loop",
     "majority",
     "plain",
+    "principles",
     "right_wrong",
     "system",
     "top",
@@ -101,6 +109,7 @@ _HOMES = {
         "above",
         "at_most",
         "balanced",
+        "below",
         "correct",
         "everything",
         "finished",
@@ -110,7 +119,17 @@ _HOMES = {
     ),
     "selfkd.run": ("Run",),
     "selfkd.tables": ("Pairs", "Samples", "Scored"),
-    "selfkd.views": ("affix", "fewshot", "from_columns", "hint", "plain", "system"),
+    "selfkd.views": (
+        "affix",
+        "context",
+        "fewshot",
+        "from_columns",
+        "hint",
+        "plain",
+        "principles",
+        "system",
+    ),
+    "selfkd.weights": ("by_advantage", "by_reward", "by_shortfall"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

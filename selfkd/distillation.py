@@ -1,6 +1,6 @@
 """Distillation as an objective: who teaches, under which view, and by which divergence."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
@@ -36,7 +36,8 @@ class GKD:
     asked once, before the first step. `live` is the policy as it is in each step; `ema` its moving
     average over the steps of this training, e <- ema_decay e + (1 - ema_decay) w.
 
-    Weights: those of kept samples, times `skip_tokens`: that many first tokens have no loss.
+    Weights: those of kept samples; the first `skip_tokens` tokens of a completion have none.
+    `max_staleness` refuses samples of an earlier state of the policy, in optimiser steps.
     """
 
     name: ClassVar[str] = "gkd"
@@ -48,6 +49,7 @@ class GKD:
     temperature: float
     ema_decay: float
     skip_tokens: int
+    max_staleness: int | None
     view: View
     teacher_view: View
     columns: Mapping[str, Mapping[str, str]]
@@ -61,6 +63,7 @@ class GKD:
         temperature: float = 1.0,
         ema_decay: float = 0.99,
         skip_tokens: int = 0,
+        max_staleness: int | None = None,
         view: View = plain,
         teacher_view: View | None = None,
         columns: Mapping[str, Mapping[str, str]] | None = None,
@@ -68,7 +71,7 @@ class GKD:
         from selfkd.kernels.measures import measure
 
         measure(kind, beta, temperature)
-        if teacher not in get_args(Which) + ("teacher", "live", "ema"):
+        if teacher not in (*get_args(Which), "teacher", "live", "ema"):
             raise UsageError(
                 f"GKD(teacher={teacher!r}) names no teacher",
                 remedy="give base, previous, best, live, ema, or what run.teacher() returns",
@@ -79,8 +82,8 @@ class GKD:
                 remedy="0 <= ema_decay < 1 and skip_tokens >= 0",
             )
         freeze(self, data=data, teacher=teacher, kind=kind, beta=beta, temperature=temperature)
-        freeze(self, ema_decay=ema_decay, skip_tokens=skip_tokens, view=view)
-        freeze(self, teacher_view=teacher_view or view, columns=columns or {})
+        freeze(self, ema_decay=ema_decay, skip_tokens=skip_tokens, max_staleness=max_staleness)
+        freeze(self, view=view, teacher_view=teacher_view or view, columns=columns or {})
 
     @property
     def ref(self) -> Guide | None:
@@ -90,6 +93,10 @@ class GKD:
     def inputs(self) -> list[str]:
         """Fingerprints of the recorded steps this trains on."""
         return [part.step.fingerprint for part in self.data]
+
+    def writers(self) -> Iterator[str]:
+        """The policy that wrote each sample."""
+        return (sample.policy for sample, _ in kept_samples(self.data))
 
     def settings(self) -> dict[str, Any]:
         """What the trainer needs to know besides the examples."""

@@ -115,7 +115,7 @@ class Run:
         `spec` is base, previous, best, live or ema, else a model directory, a known name or a hub
         id. Raises UsageError for a model with another tokenizer: its tokens would not be ours.
         """
-        for name in get_args(Which) + ("live", "ema"):
+        for name in (*get_args(Which), "live", "ema"):
             if spec == name:
                 return name
         path = resolve_model(spec)

@@ -1,5 +1,6 @@
 """What the engine asks of whatever updates a policy."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -35,6 +36,10 @@ class TrainOptions(Options):
     lora_save: Literal["merged", "adapter"] = "merged"
     """With LoRA, a policy is stored as a whole model, or as the adapter alone (PEFT format)."""
 
+    def steps(self, examples: int) -> int:
+        """Optimiser steps of a training on so many examples."""
+        return math.ceil(self.epochs * math.ceil(examples / self.batch_size))
+
     @field_validator("micro_batch_size")
     @classmethod
     def _divides(cls, value: int | None, info: ValidationInfo) -> int | None:
@@ -42,6 +47,20 @@ class TrainOptions(Options):
         if value and batch_size and batch_size % min(value, batch_size):
             raise ValueError(f"it must divide batch_size, which is {batch_size}")
         return value
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Which steps of a longer training a job makes; `training/state.py` carries over the rest."""
+
+    first: int
+    """Optimiser steps planned before it."""
+    total: int
+    """Those of the whole training."""
+    state_from: str | None
+    """The file that the job before left; None for the first."""
+    state_to: str | None
+    """The file to leave for the next one; None for the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +84,8 @@ class TrainJob:
     """Optimiser steps; overrides epochs."""
     ref_path: str | None = None
     """HF model directory of the reference policy or fixed teacher, where an objective has one."""
+    stretch: Stretch | None = None
+    """Set where this job is a part of a training; it starts from `start_path` all the same."""
 
 
 @dataclass(frozen=True, slots=True)

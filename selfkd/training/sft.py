@@ -109,6 +109,10 @@ class WeightedSFTTrainer(SFTTrainer):
         self._log_path = log_file
         self._log_path.write_text("", encoding="utf-8")
         self._seed = seed
+        self.first_step = 0
+        """Steps made before these ones, where a training is cut into several jobs."""
+        self.planned_steps: int | None = None
+        """Steps of the whole training, where these are not all."""
         self.tokens_seen = 0
         self.losses: list[float] = []
         self._share = torch.zeros(0)
@@ -182,8 +186,8 @@ class WeightedSFTTrainer(SFTTrainer):
             )
         self.losses.append(logs["loss"])
         row = {
-            "step": self.state.global_step,
-            "total_steps": self.state.max_steps,
+            "step": self.first_step + self.state.global_step,
+            "total_steps": self.planned_steps or self.state.max_steps,
             "loss": logs["loss"],
             "grad_norm": logs["grad_norm"],
             "learning_rate": logs["learning_rate"],
@@ -263,7 +267,7 @@ def arguments(job: TrainJob, dtype: str, count: int) -> SFTConfig:
     batch = min(options.batch_size, count)
     micro = min(options.micro_batch_size or batch, batch)
     on_cpu = not torch.cuda.is_available()
-    steps = job.max_steps or math.ceil(options.epochs * math.ceil(count / batch))
+    steps = job.max_steps or options.steps(count)
     return SFTConfig(
         output_dir=job.out_dir,
         use_cpu=on_cpu,
@@ -274,7 +278,7 @@ def arguments(job: TrainJob, dtype: str, count: int) -> SFTConfig:
         max_steps=steps,
         learning_rate=options.learning_rate,
         lr_scheduler_type=options.schedule,
-        warmup_steps=int(options.warmup_ratio * steps),
+        warmup_steps=int(options.warmup_ratio * (job.stretch.total if job.stretch else steps)),
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
         seed=job.seed,

@@ -11,8 +11,8 @@ every step.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,7 +59,7 @@ class Ema:
 
     def __init__(self, model: Any, decay: float) -> None:
         self._decay = decay
-        self._average = [p.detach().clone() for p in _trained(model)]
+        self.average = [p.detach().clone() for p in _trained(model)]
 
     def states(self, model: Any, batch: Batch) -> tuple[Tensor, Head]:
         head = output_head(model).weight_VH
@@ -75,11 +75,11 @@ class Ema:
 
     def stepped(self, model: Any) -> None:
         now = [p.detach() for p in _trained(model)]
-        torch._foreach_lerp_(self._average, now, 1 - self._decay)
+        torch._foreach_lerp_(self.average, now, 1 - self._decay)
 
     def _swap(self, model: Any) -> None:
         for i, parameter in enumerate(_trained(model)):
-            parameter.data, self._average[i] = self._average[i], parameter.data
+            parameter.data, self.average[i] = self.average[i], parameter.data
 
 
 class Fixed:
