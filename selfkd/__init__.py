@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         unique,
     )
     from selfkd.run import Run
+    from selfkd.segments import Segment
     from selfkd.tables import Pairs, Samples, Scored
     from selfkd.views import affix, context, fewshot, from_columns, hint, plain, principles, system
     from selfkd.weights import by_advantage, by_reward, by_shortfall
@@ -56,6 +57,7 @@ __all__ = [
     "Sample",
     "Samples",
     "Scored",
+    "Segment",
     "Verdict",
     "__version__",
     "above",
@@ -118,6 +120,7 @@ _HOMES = {
         "unique",
     ),
     "selfkd.run": ("Run",),
+    "selfkd.segments": ("Segment",),
     "selfkd.tables": ("Pairs", "Samples", "Scored"),
     "selfkd.views": (
         "affix",

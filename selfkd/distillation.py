@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from selfkd.errors import UsageError
-from selfkd.objectives import Guide, Which, freeze, kept_samples, prompt_tokens
+from selfkd.objectives import Guide, freeze, kept_samples, prompt_tokens
 from selfkd.records import Example, Sample, content_hash
 from selfkd.tables import Kept, Samples
 from selfkd.views import View, plain
 
-TeacherName = Guide | Literal["live", "ema"]
-"""Who teaches: a policy of the run or an added model, or else the policy itself as it is being
-trained, or its moving average."""
+TeacherName = Literal["base", "previous", "best", "teacher", "live", "ema"]
+"""Who teaches: a policy of the run or an added model (`Guide`), or else the policy itself as it is
+being trained, or its moving average."""
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -71,7 +71,7 @@ class GKD:
         from selfkd.kernels.measures import measure
 
         measure(kind, beta, temperature)
-        if teacher not in (*get_args(Which), "teacher", "live", "ema"):
+        if teacher not in get_args(TeacherName):
             raise UsageError(
                 f"GKD(teacher={teacher!r}) names no teacher",
                 remedy="give base, previous, best, live, ema, or what run.teacher() returns",

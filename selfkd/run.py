@@ -11,7 +11,7 @@ from selfkd.chat import render, same_tokenizer
 from selfkd.cluster import ActorLost, Cluster, kill
 from selfkd.config import Resolved
 from selfkd.distillation import TeacherName
-from selfkd.errors import DataError, InfrastructureError
+from selfkd.errors import DataError, InfrastructureError, UsageError
 from selfkd.gate import paired_test
 from selfkd.hardware import compute_dtype
 from selfkd.judgepool import JudgePool
@@ -19,7 +19,6 @@ from selfkd.judging import JudgeSpec
 from selfkd.ledger import Ledger, Step, write_atomically
 from selfkd.metrics import alarms, round_rows
 from selfkd.models import check_model_dir, resolve_model
-from selfkd.objectives import Which
 from selfkd.policies import Policies
 from selfkd.progress import Reporter
 from selfkd.prompts import PromptSource
@@ -115,10 +114,14 @@ class Run:
         `spec` is base, previous, best, live or ema, else a model directory, a known name or a hub
         id. Raises UsageError for a model with another tokenizer: its tokens would not be ours.
         """
-        for name in (*get_args(Which), "live", "ema"):
-            if spec == name:
+        for name in get_args(TeacherName):
+            if spec == name != "teacher":
                 return name
-        path = resolve_model(spec)
+        try:
+            path = resolve_model(spec)
+        except UsageError as error:
+            error.where = "teacher"
+            raise
         check_model_dir(path)
         same_tokenizer(self.setting.tokenizer, path)
         self.policies.add("teacher", path)

@@ -34,6 +34,10 @@ class Segment:
         """Of its steps. The first has none: its samples are those that the round is measured by."""
         return f"sync-{self.number}" if self.number else ""
 
+    def labelled(self, what: str) -> str:
+        """A label for another step of it."""
+        return f"{self.label}-{what}" if self.label else what
+
     @property
     def makes(self) -> str:
         """The policy that it ends in; `round-3+8` is 8 steps on the way to `round-3`."""
