@@ -12,7 +12,8 @@ from the teacher, `forward_kl` with all of them from it.
 Departures: the paper tosses once a step whether its batch is on-policy; here each prompt of a step
 is, with that probability. `off_policy: stored` takes the earlier samples of the student for the
 other side, and tosses once a segment. The student samples anew every `steps_per_sync` optimiser
-steps, not every step: what it learns from is less than that many steps old. The judge only measures.
+steps, not every step, so what it learns from is less than that many steps old. The judge only
+measures.
 """
 
 from typing import Literal

@@ -9,9 +9,9 @@ student is drawn towards that by a Jensen-Shannon divergence. Unlike a reward th
 what it should have been, and it is given on wrong attempts too. It can teach nothing that the model
 does not know once it has seen the answer: `teacher_prompts` measures how much that is.
 
-Departures: `below` learns from failed attempts only. The fixed teacher is the base model; with LoRA
-and `start: base` it is the same weights with the adapter off, as in the paper. Divergences of single
-tokens are not clipped (a later change of the reference code).
+Departures: `below` learns from failed attempts only. The paper trains an adapter and switches it
+off for the teacher; here the teacher is asked before the first step and not kept, with or without an
+adapter. Divergences of single tokens are not clipped (a later change of the reference code).
 """
 
 from typing import Literal

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
-from selfkd.errors import UsageError
+from selfkd.errors import DataError, UsageError
 from selfkd.objectives import Guide, freeze, kept_samples, prompt_tokens
 from selfkd.records import Example, Sample, content_hash
-from selfkd.tables import Kept, Samples
+from selfkd.tables import Kept, Samples, Taught
 from selfkd.views import View, plain
 
 TeacherName = Literal["base", "previous", "best", "teacher", "live", "ema"]
@@ -32,7 +32,8 @@ class GKD:
     view, with the answer, a demonstration or feedback in it, makes the policy its own teacher.
     `columns` may hold more columns to fill in there, by sample id, such as feedback on that sample.
 
-    Teachers: `base`, `previous`, `best` and `teacher` (see `run.teacher`) stay the same and are
+    Teachers: what `round.teach` returns is a served one, of which the likeliest tokens are known;
+    D is then a lower bound (`selfkd.kernels.sparse_linear_divergence`). `base`, `previous`, `best` and `teacher` (see `run.teacher`) stay the same and are
     asked once, before the first step. `live` is the policy as it is in each step; `ema` its moving
     average over the steps of this training, e <- ema_decay e + (1 - ema_decay) w.
 
@@ -43,7 +44,7 @@ class GKD:
     name: ClassVar[str] = "gkd"
     missing: ClassVar[str] = "kept no sample"
     data: tuple[Kept | Samples, ...]
-    teacher: TeacherName
+    teacher: TeacherName | Taught
     kind: str
     beta: float
     temperature: float
@@ -57,7 +58,7 @@ class GKD:
     def __init__(
         self,
         *data: Kept | Samples,
-        teacher: TeacherName,
+        teacher: TeacherName | Taught,
         kind: str = "jsd",
         beta: float = 0.5,
         temperature: float = 1.0,
@@ -71,7 +72,13 @@ class GKD:
         from selfkd.kernels.measures import measure
 
         measure(kind, beta, temperature)
-        if teacher not in get_args(TeacherName):
+        served = isinstance(teacher, Taught)
+        if served and (temperature != 1 or teacher_view):
+            raise UsageError(
+                "a served teacher was asked at temperature 1 and under the view given to teach()",
+                remedy="leave temperature and teacher_view out of GKD(...)",
+            )
+        if not served and teacher not in get_args(TeacherName):
             raise UsageError(
                 f"GKD(teacher={teacher!r}) names no teacher",
                 remedy="give base, previous, best, live, ema, or what run.teacher() returns",
@@ -88,11 +95,14 @@ class GKD:
     @property
     def ref(self) -> Guide | None:
         """The teacher, where it stays the same."""
-        return None if self.teacher in ("live", "ema") else self.teacher
+        if isinstance(self.teacher, Taught) or self.teacher in ("live", "ema"):
+            return None
+        return self.teacher
 
     def inputs(self) -> list[str]:
         """Fingerprints of the recorded steps this trains on."""
-        return [part.step.fingerprint for part in self.data]
+        taught = [self.teacher] if isinstance(self.teacher, Taught) else []
+        return [part.step.fingerprint for part in (*self.data, *taught)]
 
     def writers(self) -> Iterator[str]:
         """The policy that wrote each sample."""
@@ -118,9 +128,22 @@ class GKD:
                 weight=weight,
                 token_weights=self._token_weights(sample),
                 teacher_prompt_tokens=self._teacher_prompt(tokenizer, sample),
+                **self._teaching(sample),
             )
             for sample, weight in kept_samples(self.data)
         ]
+
+    def _teaching(self, sample: Sample) -> dict[str, Any]:
+        if not isinstance(self.teacher, Taught):
+            return {}
+        told = self.teacher.teachings.get(sample.id)
+        if told is None:
+            raise DataError(
+                f"the teacher was not asked about sample {sample.id}",
+                where=str(self.teacher.step.path),
+                remedy="teach() the same samples that GKD(...) trains on",
+            )
+        return {"teacher_ids": told.ids, "teacher_logprobs": told.logprobs}
 
     def _token_weights(self, sample: Sample) -> tuple[float, ...] | None:
         skipped = min(self.skip_tokens, len(sample.tokens))

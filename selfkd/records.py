@@ -127,6 +127,18 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Teaching:
+    """The K likeliest tokens at each of a sample's T tokens, by a served teacher: T times K."""
+
+    sample_id: str
+    prompt_id: str
+    teacher: str
+    ids: tuple[int, ...]
+    """-1 where the teacher told of fewer."""
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """What a trainer consumes: prompt and completion tokens, and the samples they come from.
 
@@ -146,9 +158,13 @@ class Example:
     """Weight of each completion token, times `weight`; None: all 1."""
     teacher_prompt_tokens: tuple[int, ...] | None = None
     """What the teacher sees in place of `prompt_tokens`; None: the same."""
+    teacher_ids: tuple[int, ...] | None = None
+    """Of a served teacher: as in `Teaching`."""
+    teacher_logprobs: tuple[float, ...] | None = None
 
 
 _TOKENS = pa.list_(pa.int32())
+_FLOATS = pa.list_(pa.float32())
 _STRINGS = pa.list_(pa.string())
 
 PROMPTS = pa.schema(
@@ -219,8 +235,20 @@ EXAMPLES = pa.schema(
         ("completion_tokens", _TOKENS),
         ("rejected_tokens", _TOKENS),
         ("weight", pa.float64()),
-        ("token_weights", pa.list_(pa.float32())),
+        ("token_weights", _FLOATS),
         ("teacher_prompt_tokens", _TOKENS),
+        ("teacher_ids", _TOKENS),
+        ("teacher_logprobs", _FLOATS),
+    ]
+)
+
+TEACHINGS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("teacher", pa.string()),
+        ("ids", _TOKENS),
+        ("logprobs", _FLOATS),
     ]
 )
 
@@ -277,7 +305,7 @@ def read_samples(table: pa.Table, prompts: Mapping[str, Prompt]) -> list[Sample]
 
 
 def rows_table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
-    """Verdicts, decisions, pairs or examples as an Arrow table of `schema`."""
+    """Verdicts, decisions, pairs, teachings or examples as an Arrow table of `schema`."""
     columns = []
     for f in schema:
         values = [getattr(row, f.name) for row in rows]
@@ -288,7 +316,7 @@ def rows_table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
 
 
 def read_rows(table: pa.Table, row_type: type[T]) -> list[T]:
-    """The inverse of `rows_table` for `Verdict`, `Decision`, `Pair` or `Example`.
+    """The inverse of `rows_table`, for rows of `row_type`.
 
     A column that older records do not have yet takes its default.
     """

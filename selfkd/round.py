@@ -14,6 +14,7 @@ from selfkd.records import (
     Decision,
     Pair,
     Prompt,
+    Teaching,
     content_hash,
     prompts_table,
     read_prompts,
@@ -23,13 +24,15 @@ from selfkd.rules import Rule
 from selfkd.rundir import HELDOUT
 from selfkd.sampling.base import Sampling
 from selfkd.segments import Segment, cut
-from selfkd.tables import Kept, Pairs, Samples, Scored
+from selfkd.tables import Kept, Pairs, Samples, Scored, Taught
+from selfkd.teaching import ServedTeacher
 from selfkd.verbs.demonstrate import record_demonstrations
 from selfkd.verbs.generate import sample_shards
 from selfkd.verbs.judge import judge_shards
 from selfkd.verbs.keep import decide, record_decisions
 from selfkd.verbs.pair import record_pairs
 from selfkd.verbs.score import record_scores
+from selfkd.verbs.teach import teach_shards
 from selfkd.verbs.train import Plan, train_policy
 from selfkd.views import View, plain
 from selfkd.weights import Weighting
@@ -159,6 +162,23 @@ class Round:
         if not step.finished:
             record_scores(self, step, samples.rows, rewards, texts, judge)
         return Scored(step, samples, lambda: None)
+
+    def teach(
+        self, samples: Samples, teacher: ServedTeacher, *, view: View = plain, label: str = ""
+    ) -> Taught:
+        """Have a served teacher say what it would write at each token, for `GKD(teacher=...)`.
+
+        The teacher sees prompts under `view`. Shards are recorded as they come, so what a server
+        was paid for is never asked again.
+        """
+        label = label or samples.step.label
+        names = {"teacher": teacher.name, "top_k": teacher.top_k, "view": view.name}
+        args = {"samples": samples.step.fingerprint} | names
+        step = self._step("teach", label, args, samples.count)
+        if not step.finished:
+            teach_shards(self, step, samples, teacher, view)
+        rows = [t for table in step.tables() for t in read_rows(table, Teaching)]
+        return Taught(step, samples, {row.sample_id: row for row in rows})
 
     # -- keep -----------------------------------------------------------------------------------
 

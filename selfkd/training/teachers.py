@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from selfkd.errors import UsageError
+from selfkd.records import Example
 from selfkd.training.base import TrainJob
 from selfkd.training.checkpoints import load
 from selfkd.training.hidden import Head, check_head, hidden_states, output_head
@@ -102,6 +103,32 @@ class Fixed:
         return torch.cat(parts).to(device), head
 
     def stepped(self, model: Any) -> None: ...
+
+
+class Served:
+    """The likeliest tokens at each place, as a served teacher told them; nothing is asked here."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._ids: list[Tensor] = []
+        self._logprobs: list[Tensor] = []
+        for e in examples:
+            shape = (len(e.completion_tokens), -1)
+            self._ids.append(torch.tensor(e.teacher_ids).view(shape))
+            self._logprobs.append(torch.tensor(e.teacher_logprobs).view(shape))
+
+    def likeliest(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Ids and log-probabilities [N, K] in the order of the student's tokens."""
+        rows, device = batch["rows"].tolist(), batch["input_ids"].device
+        widest = max(self._ids[i].shape[1] for i in rows)
+        ids = [_widened(self._ids[i], widest, -1) for i in rows]
+        logprobs = [_widened(self._logprobs[i], widest, 0.0) for i in rows]
+        return torch.cat(ids).to(device), torch.cat(logprobs).to(device)
+
+    def stepped(self, model: Any) -> None: ...
+
+
+def _widened(table: Tensor, columns: int, value: float) -> Tensor:
+    return torch.nn.functional.pad(table, (0, columns - table.shape[1]), value=value)
 
 
 def ask_once(
