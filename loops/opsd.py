@@ -10,8 +10,9 @@ what it should have been, and it is given on wrong attempts too. It can teach no
 does not know once it has seen the answer: `teacher_prompts` measures how much that is.
 
 Departures: `below` learns from failed attempts only. The paper trains an adapter and switches it
-off for the teacher; here the teacher is asked before the first step and not kept, with or without an
-adapter. Divergences of single tokens are not clipped (a later change of the reference code).
+off for the teacher; here a fixed teacher is asked before the first step and not kept, whether there
+is an adapter or not. Divergences of single tokens are not clipped (a later change of the reference
+code).
 """
 
 from typing import Literal

@@ -32,10 +32,11 @@ class GKD:
     view, with the answer, a demonstration or feedback in it, makes the policy its own teacher.
     `columns` may hold more columns to fill in there, by sample id, such as feedback on that sample.
 
-    Teachers: what `round.teach` returns is a served one, of which the likeliest tokens are known;
-    D is then a lower bound (`selfkd.kernels.sparse_linear_divergence`). `base`, `previous`, `best` and `teacher` (see `run.teacher`) stay the same and are
+    Teachers: `base`, `previous`, `best` and `teacher` (see `run.teacher`) stay the same and are
     asked once, before the first step. `live` is the policy as it is in each step; `ema` its moving
-    average over the steps of this training, e <- ema_decay e + (1 - ema_decay) w.
+    average over the steps of a round, e <- ema_decay e + (1 - ema_decay) w. What `round.teach`
+    returns is a served one: its likeliest tokens are known, and D is a lower bound
+    (`selfkd.kernels.sparse_linear_divergence`).
 
     Weights: those of kept samples; the first `skip_tokens` tokens of a completion have none.
     `max_staleness` refuses samples of an earlier state of the policy, in optimiser steps.

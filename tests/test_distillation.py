@@ -12,7 +12,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from selfkd.distillation import GKD
+from selfkd.errors import UsageError
 from selfkd.records import Example
+from selfkd.training.base import Stretch
+from selfkd.training.hidden import check_head
 from selfkd.training.trainer import LocalTrainer, _load, _make_trainer
 from tests.test_training import END, job, log_of
 
@@ -204,3 +208,106 @@ def test_teachers_that_move_with_the_student(tiny_model, tmp_path, teacher, deca
         with torch.no_grad():
             for kept, now in zip(average.parameters(), student.parameters(), strict=True):
                 kept.lerp_(now, 1 - decay)
+
+
+@pytest.mark.parametrize(("teacher", "rank"), [("base", 0), ("ema", 0), ("ema", 4)])
+def test_a_training_cut_by_syncs_is_the_same_training(tiny_model, tmp_path, teacher, rank) -> None:
+    def settings(folder: Path, **more: Any) -> Any:
+        made = task(
+            folder, tiny_model, examples(True), teacher, ref_path=str(tiny_model), lora_rank=rank,
+            warmup_ratio=0.4,
+        )  # fmt: skip
+        return replace(made, **more)
+
+    whole = settings(tmp_path / "whole", max_steps=5)
+    LocalTrainer().train(whole)
+    state, losses = None, []
+    for first, steps in ((0, 2), (2, 1), (3, 2)):
+        folder = tmp_path / str(first)
+        left = str(folder / "state") if first + steps < 5 else None
+        stretch = Stretch(first=first, total=5, state_from=state, state_to=left)
+        part = settings(folder, max_steps=steps, stretch=stretch)
+        LocalTrainer().train(part)
+        losses += log_of(part)
+        state = left
+    names = ("step", "total_steps", "loss", "grad_norm", "learning_rate")
+    for row, one in zip(losses, log_of(whole), strict=True):
+        assert [row[n] for n in names] == pytest.approx([one[n] for n in names], rel=1e-4)
+    one, other = (load_file(Path(t.out_dir) / "model.safetensors") for t in (whole, part))
+    for name, weight in one.items():
+        torch.testing.assert_close(other[name], weight, atol=1e-4, rtol=1e-3)
+
+
+def told(teacher: Any, rows: Sequence[Example], k: int) -> list[Example]:
+    """The examples with the teacher's k likeliest tokens at each place."""
+    found = []
+    for e in rows:
+        with torch.no_grad():
+            logprobs = logprobs_of(teacher, e)
+        values, ids = logprobs.topk(k, -1)
+        found.append(
+            replace(
+                e, teacher_ids=tuple(ids.flatten().tolist()),
+                teacher_logprobs=tuple(values.flatten().tolist()),
+            )
+        )  # fmt: skip
+    return found
+
+
+def logprobs_of(model: Any, e: Example) -> torch.Tensor:
+    return logprobs(model, e.prompt_tokens, e.completion_tokens)
+
+
+def test_a_served_teacher_is_known_by_its_likeliest_tokens(tiny_model, other, tmp_path) -> None:
+    teacher = double(other)
+    losses = {}
+    for name, rows in {
+        "all": told(teacher, examples(), 258),
+        "few": told(teacher, examples(), 8),
+        "mixed": [*told(teacher, examples(), 8)[:3], *told(teacher, examples(), 16)[3:]],
+    }.items():
+        made = task(tmp_path / name, tiny_model, rows, "served", epochs=3)
+        LocalTrainer().train(made)
+        log = log_of(made)
+        losses[name] = log[0]["loss"]
+        assert log[-1]["loss"] < log[0]["loss"]
+    full = float(expected(double(tiny_model), teacher, examples()))
+    assert losses["all"] == pytest.approx(full, rel=1e-4)
+    assert 0 < losses["few"] < losses["mixed"] < full
+
+
+def test_a_padded_head_is_compared_on_what_both_have(tiny_model, tmp_path) -> None:
+    padded = tmp_path / "padded"
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    model.resize_token_embeddings(320)
+    model.save_pretrained(padded)
+    own = shutil.ignore_patterns("config.json", "model.safetensors")
+    shutil.copytree(tiny_model, padded, ignore=own, dirs_exist_ok=True)
+    made = task(tmp_path / "job", tiny_model, examples(), "teacher", ref_path=str(padded), epochs=1)
+    report = LocalTrainer().train(made)
+    assert report.loss_first == pytest.approx(0, abs=1e-6)
+
+
+def test_a_model_that_changes_its_logits_is_refused(tiny_model) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    check_head(model, (5, 6, 7, 8), "the student")
+    plain = model.lm_head.forward
+    model.lm_head.forward = lambda states: 30 * torch.tanh(plain(states) / 30)
+    with pytest.raises(UsageError, match="logits of the teacher are not its output head"):
+        check_head(model, (5, 6, 7, 8), "the teacher")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"teacher": "nobody"}, "names no teacher"),
+        ({"teacher": "base", "kind": "kl"}, "kind 'kl' is unknown"),
+        ({"teacher": "base", "beta": 0.0}, "Use kind='forward_kl'"),
+        ({"teacher": "base", "temperature": 0.0}, "temperature 0.0 is not a positive number"),
+        ({"teacher": "ema", "ema_decay": 1.0}, "ema_decay=1.0"),
+    ],
+)
+def test_options_that_are_no_loss_are_refused(options, words) -> None:
+    with pytest.raises(UsageError) as error:
+        GKD(**options)
+    assert words in str(error.value)

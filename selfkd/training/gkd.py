@@ -16,7 +16,7 @@ from selfkd.kernels import Divergence, fused_linear_divergence, sparse_linear_di
 from selfkd.records import Example
 from selfkd.training.base import TrainJob
 from selfkd.training.hidden import check_head, hidden_states, output_head
-from selfkd.training.sft import Collator, arguments, padding_token
+from selfkd.training.sft import IGNORED, Collator, WeightedSFTTrainer, arguments, padding_token
 from selfkd.training.teachers import Ema, Live, Row, Served, Teacher, ask_once
 
 
@@ -37,6 +37,46 @@ class DistilCollator:
         T', are `teacher_input_ids`, `teacher_attention_mask` (B, T') and `teacher_mask`.
         """
         batch = self._collate(rows)
+        mask = batch["mask"] = batch["labels"][:, 1:] != IGNORED
+        weights = [w for row in rows for w in row["token_weights"] or [1.0] * _length(row)]
+        given = torch.tensor(weights, dtype=torch.float32)
+        batch["token_weights"] = mask.float().masked_scatter(mask, given)
+        batch["rows"] = torch.tensor([row["row"] for row in rows])
+        if any(row["teacher_prompt"] for row in rows):
+            seen = self._collate([_seen_by_teacher(row) for row in rows])
+            seen["mask"] = seen["labels"][:, 1:] != IGNORED
+            names = ("input_ids", "attention_mask", "mask")
+            batch |= {f"teacher_{name}": seen[name] for name in names}
+        return batch
+
+
+def _length(row: Row) -> int:
+    return len(row["input_ids"]) - row["prompt_length"]
+
+
+def _seen_by_teacher(row: Row) -> Row:
+    prompt = row["teacher_prompt"] or row["input_ids"][: row["prompt_length"]]
+    ids = [*prompt, *row["input_ids"][row["prompt_length"] :]]
+    return row | {"input_ids": ids, "prompt_length": len(prompt)}
+
+
+class DistilTrainer(WeightedSFTTrainer):
+    """Logs, a step: both entropies (nats) and how often both have the same likeliest token."""
+
+    teacher: Teacher | Served
+
+    def __init__(self, *args: Any, settings: dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._options = {name: settings[name] for name in ("kind", "beta", "temperature")}
+
+    def weights_of(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Weight of each predicted token, shape (B, T - 1)."""
+        return batch["token_weights"] * batch["weights"][:, None]
+
+    def loss_of(
+        self, model: Any, batch: dict[str, torch.Tensor], weights: torch.Tensor, total: torch.Tensor
+    ) -> torch.Tensor:
+        """Sum of weight times divergence over this micro-batch, over the weight of the step."""
         mask = batch["mask"]
         with self.accelerator.autocast():
             divergence = self._divergence(model, batch, weights[mask], total)

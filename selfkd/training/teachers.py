@@ -95,12 +95,7 @@ class Fixed:
     def states(self, model: Any, batch: Batch) -> tuple[Tensor, Head]:
         rows = batch["rows"].tolist()
         parts = [self._states[self._starts[i] : self._starts[i + 1]] for i in rows]
-        device = batch["input_ids"].device
-        own = output_head(model).weight_VH
-        head = self._head
-        if head.weight_VH is own:  # frozen, and therefore still the teacher's
-            head = Head(own.detach(), head.bias_V)
-        return torch.cat(parts).to(device), head
+        return torch.cat(parts).to(batch["input_ids"].device), self._head
 
     def stepped(self, model: Any) -> None: ...
 
@@ -166,9 +161,11 @@ def ask_once(
             pieces = found.split([lengths[i] for i in part])
             for i, piece in zip(part, pieces, strict=True):
                 states[starts[i] : starts[i + 1]] = piece
-    frozen = own and not head.weight_VH.requires_grad
-    kept = head if frozen else Head(*(None if p is None else p.detach().clone() for p in head))
-    return Fixed(states, starts, kept)
+    # A head that is not trained stays one tensor with the student's, which saves work downstream.
+    kept = [None if p is None else p.detach() for p in head]
+    if own and head.weight_VH.requires_grad:
+        kept = [None if p is None else p.clone() for p in kept]
+    return Fixed(states, starts, Head(*kept))
 
 
 def _mapped(folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
