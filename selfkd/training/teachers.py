@@ -147,25 +147,38 @@ def ask_once(
             where=str(job.ref_path),
             remedy="distil from a model with the same tokenizer",
         )
-    lengths = [len(row["input_ids"]) - row["prompt_length"] for row in rows]
-    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
-    states = _mapped(Path(job.log_file).parent, (starts[-1], head.weight_VH.shape[1]), dtype)
-    size = trainer.args.per_device_train_batch_size
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-    with off, trainer.accelerator.autocast():
-        for at in range(0, len(rows), size):
-            part = order[at : at + size]
-            batch = trainer.data_collator([rows[i] for i in part])
-            batch = {k: v.to(trainer.args.device) for k, v in batch.items()}
-            found = _silent(model, _teacher_rows(batch)).to("cpu", dtype)
-            pieces = found.split([lengths[i] for i in part])
-            for i, piece in zip(part, pieces, strict=True):
-                states[starts[i] : starts[i + 1]] = piece
+    with off:
+        states, starts = answers(trainer, model, rows, Path(job.log_file).parent, dtype)
     # A head that is not trained stays one tensor with the student's, which saves work downstream.
     kept = [None if p is None else p.detach() for p in head]
     if own and head.weight_VH.requires_grad:
         kept = [None if p is None else p.clone() for p in kept]
     return Fixed(states, starts, Head(*kept))
+
+
+def answers(
+    trainer: Any, model: Any, rows: Sequence[Row], folder: Path, dtype: torch.dtype
+) -> tuple[Tensor, list[int]]:
+    """A teacher's states for the completion tokens of all rows [N, H], and where each row begins.
+
+    They are in a file without a name in `folder`. The list has one more entry than there are rows.
+    """
+    lengths = [len(row["input_ids"]) - row["prompt_length"] for row in rows]
+    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    width = output_head(model).weight_VH.shape[1]
+    states = _mapped(folder, (starts[-1], width), dtype)
+    size = trainer.args.per_device_train_batch_size
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    for at in range(0, len(rows), size):
+        part = order[at : at + size]
+        batch = trainer.data_collator([rows[i] for i in part])
+        batch = {k: v.to(trainer.args.device) for k, v in batch.items()}
+        with trainer.accelerator.autocast():
+            found = _silent(model, _teacher_rows(batch)).to("cpu", dtype)
+        pieces = found.split([lengths[i] for i in part])
+        for i, piece in zip(part, pieces, strict=True):
+            states[starts[i] : starts[i + 1]] = piece
+    return states, starts
 
 
 def _mapped(folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
