@@ -27,7 +27,7 @@ from selfkd.hardware import cores
 from selfkd.models import pull
 from selfkd.records import Example
 from selfkd.training.base import TrainJob, TrainOptions
-from selfkd.training.gkd import DistilTrainer, make_trainer
+from selfkd.training.gkd import make_trainer
 from selfkd.training.hidden import output_head
 from selfkd.training.sft import IGNORED
 from selfkd.training.teachers import Fixed, answers
@@ -79,7 +79,8 @@ def job(folder: Path, path: Path, batch: list[Example]) -> TrainJob:
 def ours(path: Path, teacher: Any, batch: list[Example], folder: Path) -> Callable[[], float]:
     """A step of selfkd's; returns its loss."""
     trainer = make_trainer(load(path), tokenizer(path), batch, job(folder, path, batch), "bfloat16")
-    rows: Any = list(trainer.train_dataset)
+    dataset: Any = trainer.train_dataset
+    rows = list(dataset)
     inputs = trainer.data_collator(rows)
     head = output_head(teacher)
 
@@ -136,10 +137,7 @@ def started(trainer: Any, step: Callable[[], float]) -> Callable[[], float]:
 
 def advance(trainer: Any, inputs: dict[str, torch.Tensor]) -> float:
     """One optimiser step."""
-    if isinstance(trainer, DistilTrainer):
-        count = trainer._get_num_items_in_batch([inputs], trainer.args.device)
-    else:
-        count = (inputs["labels"][:, 1:] != IGNORED).sum()
+    count = (inputs["labels"][:, 1:] != IGNORED).sum()
     loss = trainer.training_step(trainer.model_wrapped, dict(inputs), count)
     torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
     trainer.optimizer.step()

@@ -27,7 +27,7 @@ class OPSDOptions(LoopOptions):
 
     samples_per_prompt: int = Field(1, ge=1)
     """Attempts at each prompt."""
-    answer: str = (
+    context: str = (
         "\n\nThe answer is known to be {answer}. Now solve the problem yourself, step by step."
     )
     """What the teacher sees after the prompt: {answer} and other columns are filled in."""
@@ -49,7 +49,7 @@ class OPSDOptions(LoopOptions):
 
 @loop("opsd", paper="arXiv:2601.18734")
 def opsd(run: Run, options: OPSDOptions) -> None:
-    shown = context(options.answer)
+    shown = context(options.context)
     rule = everything() if options.below is None else below(options.below)
     n = options.samples_per_prompt
     for round in run.rounds(options.rounds):

@@ -28,7 +28,7 @@ class SDFTOptions(LoopOptions):
     """Policies to train, one a round."""
     samples_per_prompt: int = Field(1, ge=1)
     """Completions drawn for each prompt."""
-    demonstration: str = (
+    context: str = (
         "\n\nHere is an example of a good response:\n{answer}\n\nGive a response of your own."
     )
     """What the teacher sees after the prompt: {answer} and other columns are filled in."""
@@ -46,7 +46,7 @@ class SDFTOptions(LoopOptions):
 
 @loop("sdft", paper="arXiv:2601.19897")
 def sdft(run: Run, options: SDFTOptions) -> None:
-    shown = context(options.demonstration)
+    shown = context(options.context)
     n = options.samples_per_prompt
     for round in run.rounds(options.rounds):
         for part in round.segments(run.prompts, n=n, steps_per_sync=options.steps_per_sync):

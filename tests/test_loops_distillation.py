@@ -92,7 +92,7 @@ def test_gkd_goes_back_to_stored_samples(tmp_path, sums) -> None:
 
     run = scripted_run(
         tmp_path, sums, answer, loop="gkd", rounds=2, teacher="base", off_policy="stored",
-        on_policy_fraction=0.0,
+        on_policy_fraction=0.0, train={"epochs": 1},
     )  # fmt: skip
     play_script(run)
     assert taught(run, 0) == taught(run, 1) != []
@@ -159,7 +159,7 @@ def test_a_round_whose_last_segment_learns_nothing_keeps_what_it_reached(tmp_pat
         return ANSWERS[text] if policy == "round-1+2" else "9"
 
     run = scripted_run(
-        tmp_path, sums, answer, loop="opsd", rounds=2, below=1.0, answer="[{answer}]",
+        tmp_path, sums, answer, loop="opsd", rounds=2, below=1.0, context="[{answer}]",
         steps_per_sync=1, train=BATCH, on_no_signal="continue",
     )  # fmt: skip
     play_script(run)
@@ -174,7 +174,7 @@ def test_a_round_whose_last_segment_learns_nothing_keeps_what_it_reached(tmp_pat
 def test_stale_samples_are_refused_where_a_bound_is_set(tmp_path, sums) -> None:
     run = scripted_run(
         tmp_path, sums, lambda *a: "7", loop="gkd", rounds=3, teacher="base", off_policy="stored",
-        on_policy_fraction=0.0, max_staleness=1,
+        on_policy_fraction=0.0, max_staleness=1, train={"epochs": 1},
     )  # fmt: skip
     with pytest.raises(DataError, match="samples of base would be 2 optimiser steps old"):
         play_script(run)
@@ -194,14 +194,14 @@ def test_minillm_gives_a_share_of_the_prompts_to_the_teacher(tmp_path) -> None:
 
 def test_sdft_shows_the_demonstration_to_the_teacher_alone(tmp_path, sums) -> None:
     run = scripted_run(
-        tmp_path, sums, lambda *a: "7;7", loop="sdft", demonstration="[{worked}]", skip_tokens=1,
+        tmp_path, sums, lambda *a: "7;7", loop="sdft", context="[{worked}]", skip_tokens=1,
         steps_per_sync=None,
     )  # fmt: skip
     play_script(run)
     assert taught(run, 0) == [
         ("1+2=", "7;7", "1+2=[1+2=3;3]"),
         ("12+34=", "7;7", "12+34=[2+4=6,1+3=4;46]"),
-        ("5+5=", "7;7", "5+5=[5+5=10,;10]"),
+        ("5+5=", "7;7", "5+5=[5+5=10;10]"),
     ]
     assert {text for _, text in run.asked} == set(ANSWERS)  # nothing was sampled under it
     (job,) = run.jobs
@@ -221,7 +221,7 @@ def test_opsd_learns_from_failures_under_the_answer(tmp_path, sums) -> None:
 
     run = scripted_run(
         tmp_path, sums, told, loop="opsd", rounds=1, samples_per_prompt=2, below=1.0,
-        answer="[{answer}]", teacher_prompts=2,
+        context="[{answer}]", teacher_prompts=2,
     )  # fmt: skip
     play_script(run)
     assert taught(run, 0) == [("1+2=", "4", "1+2=[3]"), ("5+5=", "9", "5+5=[10]")]

@@ -66,7 +66,7 @@ def shown_bed(bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> Bed:
 @pytest.mark.parametrize("below", [None, 1.0])
 def test_oneself_shown_the_answer_teaches(shown_bed: Bed, below: float | None) -> None:
     rows = learn(
-        shown_bed, "opsd", answer="[{answer}]", samples_per_prompt=2, steps_per_sync=5,
+        shown_bed, "opsd", context="[{answer}]", samples_per_prompt=2, steps_per_sync=5,
         below=below, teacher_prompts=100,
     )  # fmt: skip
     told = rows[0]["extra"]["teacher"]["reward_mean"]
@@ -77,7 +77,7 @@ def test_oneself_shown_the_answer_teaches(shown_bed: Bed, below: float | None) -
 
 def test_demonstrations_teach_by_way_of_the_average(shown_bed: Bed) -> None:
     rows = learn(
-        shown_bed, "sdft", demonstration="[{answer}]", samples_per_prompt=2, steps_per_sync=5,
+        shown_bed, "sdft", context="[{answer}]", samples_per_prompt=2, steps_per_sync=5,
         ema_decay=0.95, skip_tokens=0,
     )  # fmt: skip
     assert rows[-1]["reward_mean"] >= rows[0]["reward_mean"] + 0.1

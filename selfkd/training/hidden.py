@@ -18,6 +18,15 @@ class Head(NamedTuple):
     weight_VH: Tensor
     bias_V: Tensor | None
 
+    def detached(self) -> "Head":
+        """The same memory without gradients."""
+        return Head(self.weight_VH.detach(), None if self.bias_V is None else self.bias_V.detach())
+
+    def copy(self) -> "Head":
+        """Memory of its own, without gradients."""
+        weight, bias = self.detached()
+        return Head(weight.clone(), None if bias is None else bias.clone())
+
     def rows(self, count: int) -> "Head":
         """The head of the first `count` tokens of the vocabulary."""
         bias = None if self.bias_V is None else self.bias_V[:count]

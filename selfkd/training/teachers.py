@@ -45,8 +45,7 @@ class Live:
     """The student as it is, usually under a prompt that says more."""
 
     def states(self, model: Any, batch: Batch) -> tuple[Tensor, Head]:
-        head = output_head(model)
-        return _silent(model, _teacher_rows(batch)), Head(*(_detached(part) for part in head))
+        return _silent(model, _teacher_rows(batch)), output_head(model).detached()
 
     def stepped(self, model: Any) -> None: ...
 
@@ -63,20 +62,17 @@ class Ema:
         self.average = [p.detach().clone() for p in _trained(model)]
 
     def states(self, model: Any, batch: Batch) -> tuple[Tensor, Head]:
-        head = output_head(model).weight_VH
         self._swap(model)
         try:
-            states = _silent(model, _teacher_rows(batch))
-            now = output_head(model)
-            own = Head(now.weight_VH.data, None if now.bias_V is None else now.bias_V.data)
+            states, head = _silent(model, _teacher_rows(batch)), output_head(model).detached()
         finally:
             self._swap(model)
-        # Where the head is not trained both have the same one, which saves work downstream.
-        return states, own if head.requires_grad else Head(head.detach(), own.bias_V)
+        return states, head
 
     def stepped(self, model: Any) -> None:
-        now = [p.detach() for p in _trained(model)]
-        torch._foreach_lerp_(self.average, now, 1 - self._decay)
+        with torch.no_grad():
+            for average, now in zip(self.average, _trained(model), strict=True):
+                average.lerp_(now, 1 - self._decay)
 
     def _swap(self, model: Any) -> None:
         for i, parameter in enumerate(_trained(model)):
@@ -150,10 +146,8 @@ def ask_once(
     with off:
         states, starts = answers(trainer, model, rows, Path(job.log_file).parent, dtype)
     # A head that is not trained stays one tensor with the student's, which saves work downstream.
-    kept = [None if p is None else p.detach() for p in head]
-    if own and head.weight_VH.requires_grad:
-        kept = [None if p is None else p.clone() for p in kept]
-    return Fixed(states, starts, Head(*kept))
+    trained = own and head.weight_VH.requires_grad
+    return Fixed(states, starts, head.copy() if trained else head.detached())
 
 
 def answers(
@@ -209,7 +203,3 @@ def _teacher_rows(batch: Batch) -> Batch:
 
 def _trained(model: Any) -> list[Tensor]:
     return [p for p in model.parameters() if p.requires_grad]
-
-
-def _detached(part: Tensor | None) -> Any:
-    return None if part is None else part.detach()
