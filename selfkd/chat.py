@@ -33,6 +33,30 @@ def load_tokenizer(path: str | Path, chat_template: str | None = None) -> Any:
     return tokenizer
 
 
+def same_tokenizer(tokenizer: Any, path: Path) -> None:
+    """Raise UsageError unless the model in `path` has the tokens of `tokenizer`, by the same ids.
+
+    Templates may differ: prompts are always rendered with `tokenizer`.
+    """
+    from transformers import AutoTokenizer
+
+    other: Any = AutoTokenizer.from_pretrained(str(path))
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    if ours == theirs and tokenizer.eos_token_id == other.eos_token_id:
+        return
+    differing = sorted(t for t in {*ours, *theirs} if ours.get(t) != theirs.get(t))
+    what = (
+        f"{len(differing)} tokens differ, such as {differing[0]!r}"
+        if differing
+        else (f"its end-of-sequence token is {other.eos_token!r}, ours {tokenizer.eos_token!r}")
+    )
+    raise UsageError(
+        f"the teacher has another tokenizer ({what})",
+        where=str(path),
+        remedy="a teacher must predict the student's tokens: take one of the same family",
+    )
+
+
 def render(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """Tokens of `messages` with the generation prompt added, ready to be completed.
 

@@ -27,6 +27,9 @@ from selfkd.yamlfile import Lines, read_yaml
 SHORTHAND = {"prompts": "source", "judge": "use", "gold_judge": "use", "cluster": "address"}
 """Sections that may be written as one string, and the key that the string stands for."""
 
+OWN_TEACHERS = ("base", "previous", "best", "live", "ema")
+"""Teachers that are the policy itself in some state; any other `teacher` of a loop is a model."""
+
 SECRET = re.compile(r"\b(sk-[A-Za-z0-9_-]{8,}|hf_[A-Za-z0-9]{16,})")
 
 
@@ -354,8 +357,11 @@ def _absolute_value(key: tuple[str, ...], value: Any, base: Path) -> Any:
         key = (key[0], SHORTHAND[key[0]])
     if key in {("loop",), ("judge", "use"), ("gold_judge", "use")}:
         return absolute_spec(value, base)
+    if key == ("teacher",) and value in OWN_TEACHERS:
+        return value  # a folder of that name is written ./base
     if key in {
         ("model",),
+        ("teacher",),
         ("prompts", "source"),
         ("prompts", "heldout_source"),
         ("chat_template",),

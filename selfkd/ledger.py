@@ -289,8 +289,9 @@ class Ledger:
 
 
 def policy_dir(run: Path, policy: str) -> Path:
-    """Where a run keeps the policy `round-N`."""
-    return run / "policies" / f"round-{int(policy.removeprefix('round-')):03d}"
+    """Where a run keeps the policy `round-N`, or `round-N+STEPS` on the way to it."""
+    number, plus, steps = policy.removeprefix("round-").partition("+")
+    return run / "policies" / f"round-{int(number):03d}{plus}{steps}"
 
 
 def make_directory(path: Path) -> None:

@@ -28,8 +28,8 @@ unique          share of distinct completions among a prompt's samples, averaged
 tokens          tokens sampled
 seconds         {"generate", "judge", "train", "evaluate"}: wall-clock of the finished steps;
                 evaluate holds all held-out steps, judge is without waiting for samples
-train           {"steps", "examples", "loss_first", "loss_last", "start"} and, where weights stayed
-                as they were, "no_signal": true
+train           {"steps", "examples", "loss_first", "loss_last", "start"} over all trainings of the
+                round and, where weights stayed as they were, "no_signal": true
 pairs           {"pairs", "prompts", "margin_mean", "chosen_length", "rejected_length"} of what was
                 compared: pairs made, prompts they are of, mean gap in reward, mean tokens
 gate            {"policy", "decision", "best", "p_value", "delta"}
@@ -248,10 +248,23 @@ def _heldout_figures(steps: Sequence[StepRecord]) -> Row:
 
 
 def _train_figures(steps: Sequence[StepRecord]) -> Row | None:
+    """The trainings of a round, several where it was cut by weight syncs, as one."""
     if not steps:
         return None
+    parts = [_training(step) for step in steps]
+    losses = [part for part in parts if part["loss_first"] is not None]
+    flags = {k: v for k, v in parts[0].items() if v is True and all(p.get(k) for p in parts)}
+    return {
+        "steps": sum(part["steps"] for part in parts),
+        "examples": sum(part["examples"] for part in parts),
+        "loss_first": losses[0]["loss_first"] if losses else None,
+        "loss_last": losses[-1]["loss_last"] if losses else None,
+        "start": parts[0]["start"],
+    } | flags
+
+
+def _training(step: StepRecord) -> Row:
     names = ("steps", "examples", "loss_first", "loss_last", "start")
-    step = steps[-1]
     if step.finished:
         flags = {k: v for k, v in step.summary.items() if v is True}
         return {name: step.summary.get(name) for name in names} | flags

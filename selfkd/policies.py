@@ -8,10 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.errors import DataError
-from selfkd.ledger import Ledger, broken, file_sha256, make_directory, sync_directory, write_json
+from selfkd.ledger import (
+    Ledger,
+    broken,
+    file_sha256,
+    make_directory,
+    policy_dir,
+    sync_directory,
+    write_json,
+)
 from selfkd.records import content_hash
 
 Canary = list[tuple[list[int], list[float]]]
+
+STATE = "trainer.state"
+"""What a training that goes on needs, in the directory of a policy passed on the way; safetensors
+inside, but no engine loads it as weights by this name."""
 
 MERGED = 3
 """Models merged from adapters that stay on disk: the start, the newest and the best."""
@@ -36,12 +48,75 @@ class Policies:
         self._ledger = ledger
         self.base = Policy("base", base_path, model_fingerprint(base_path), [])
         self._verified: dict[str, Policy] = {"base": self.base}
+        self._passing: dict[str, str] = {}
+        """Fingerprints of policies on the way to one of a round."""
 
     def get(self, name: str) -> Policy:
-        """A policy by name, its files checked against its manifest once in this process."""
+        """A policy by name, its files checked against its manifest once in this process.
+
+        Of one that was passed on the way to a round's policy nothing but the name is left once the
+        round has trained; `require` is for who wants weights.
+        """
+        if name in self._passing and not (path := self._ledger.policy_dir(name)).exists():
+            return Policy(name, path, self._passing[name], [])
         if name not in self._verified or not self._verified[name].path.exists():
             self._verified[name] = self._load(name)
         return self._verified[name]
+
+    def add(self, name: str, path: Path) -> None:
+        """Make a model that this run did not train one of its policies, to teach or to sample."""
+        self._verified[name] = Policy(name, path, model_fingerprint(path), [])
+
+    def require(self, policy: Policy) -> Policy:
+        """`policy` if its weights are there."""
+        if not policy.path.exists():
+            raise DataError(
+                f"the weights of {policy.name} were let go when its round had trained",
+                where=str(policy.path),
+                remedy=f"make the round anew: selfkd fork {self._ledger.path} --round "
+                f"{int(policy.name.removeprefix('round-').partition('+')[0]) - 1}",
+            )
+        return policy
+
+    def passing(self, name: str, fingerprint: str) -> None:
+        """Note a policy that is passed on the way to a round's."""
+        self._passing[name] = fingerprint
+
+    def let_go(self, name: str) -> None:
+        """Remove the weights of what was passed on the way to the policy `name`."""
+        for path in self._ledger.policy_dir(name).parent.glob(f"{_folder(name)}+*"):
+            shutil.rmtree(path)
+
+    def adopt(self, passed: str, name: str, fingerprint: str) -> None:
+        """Make what was reached the round's policy `name`: there was no more to learn."""
+        source = self._ledger.policy_dir(passed)
+        manifest = json.loads((source / "MANIFEST.json").read_text())
+        staged = self.staging(name)
+        for file in manifest["files"]:
+            if file != STATE:
+                shutil.copy2(source / file, staged / file)
+        canary, start = manifest["canary"], manifest["start"]
+        self.commit(name, fingerprint, manifest["report"], canary, start, manifest["steps"])
+
+    def age(self, writer: str, reader: str) -> int | None:
+        """Optimiser steps from the policy `writer` to `reader`, or None where none lead there."""
+        total = 0
+        while True:
+            number, _, steps = writer.partition("+")
+            if writer == reader:
+                return total
+            if reader == "base" or not reader.startswith("round-"):
+                return None
+            here, start = self._made(reader)
+            if steps and reader.partition("+")[0] == number:
+                return total + here - int(steps)
+            total, reader = total + here, start
+
+    def _made(self, name: str) -> tuple[int, str]:
+        """Optimiser steps of a policy since its start, and that start."""
+        manifest = json.loads((self._ledger.policy_dir(name) / "MANIFEST.json").read_text())
+        steps = manifest.get("steps", manifest["report"]["steps"])
+        return steps, manifest.get("start", "base")
 
     def staging(self, name: str) -> Path:
         """An empty directory for a policy in the making."""
@@ -68,10 +143,12 @@ class Policies:
         report: dict[str, Any],
         canary: Canary,
         start: str = "base",
+        steps: int | None = None,
     ) -> Policy:
         """Make the staged policy durable and visible, in one rename.
 
-        `start` is the policy that it was trained from; an adapter is merged into that one.
+        `start` is the policy that it was trained from; an adapter is merged into that one. `steps`
+        are the optimiser steps since then, where the report has but the last of them.
         """
         staged = self._ledger.path / "policies" / f".tmp-{name}"
         files = sorted(p for p in staged.iterdir() if p.is_file())
@@ -81,6 +158,7 @@ class Policies:
         manifest = {
             "policy": name,
             "start": start,
+            "steps": report["steps"] if steps is None else steps,
             "fingerprint": fingerprint,
             "files": {f.name: {"bytes": f.stat().st_size, "sha256": file_sha256(f)} for f in files},
             "report": report,
@@ -125,6 +203,10 @@ class Policies:
                 raise broken(path / file, "its content does not match the manifest")
         whole = self._whole(path, name, manifest.get("start", "base"))
         return Policy(name, whole, manifest["fingerprint"], manifest["canary"])
+
+
+def _folder(name: str) -> str:
+    return policy_dir(Path(), name).name
 
 
 def model_fingerprint(path: Path) -> str:

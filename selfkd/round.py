@@ -1,19 +1,20 @@
 """One round and its verbs. Each verb is durable: asked again, it returns what it recorded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from selfkd.judging import JudgeSpec
 from selfkd.ledger import Step
-from selfkd.objectives import Objective, Which
+from selfkd.objectives import Guide, Objective, Which
 from selfkd.pairs import DEMONSTRATION, PairRule
 from selfkd.prompts import PromptSource
 from selfkd.records import (
     Decision,
     Pair,
     Prompt,
+    Teaching,
     content_hash,
     prompts_table,
     read_prompts,
@@ -22,15 +23,19 @@ from selfkd.records import (
 from selfkd.rules import Rule
 from selfkd.rundir import HELDOUT
 from selfkd.sampling.base import Sampling
-from selfkd.tables import Kept, Pairs, Samples, Scored
+from selfkd.segments import Segment, cut
+from selfkd.tables import Kept, Pairs, Samples, Scored, Taught
+from selfkd.teaching import ServedTeacher
 from selfkd.verbs.demonstrate import record_demonstrations
 from selfkd.verbs.generate import sample_shards
 from selfkd.verbs.judge import judge_shards
-from selfkd.verbs.keep import record_decisions
+from selfkd.verbs.keep import decide, record_decisions
 from selfkd.verbs.pair import record_pairs
 from selfkd.verbs.score import record_scores
-from selfkd.verbs.train import train_policy
+from selfkd.verbs.teach import teach_shards
+from selfkd.verbs.train import Plan, train_policy
 from selfkd.views import View, plain
+from selfkd.weights import Weighting
 
 if TYPE_CHECKING:
     from selfkd.run import Run
@@ -44,6 +49,8 @@ class Round:
         self.number = number
         self.policy = policy
         self.rng = np.random.default_rng([run.config.seed, number])
+        self._reached = policy
+        """The policy as the trainings of the round have left it."""
 
     # -- generate -------------------------------------------------------------------------------
 
@@ -156,28 +163,48 @@ class Round:
             record_scores(self, step, samples.rows, rewards, texts, judge)
         return Scored(step, samples, lambda: None)
 
+    def teach(
+        self, samples: Samples, teacher: ServedTeacher, *, view: View = plain, label: str = ""
+    ) -> Taught:
+        """Have a served teacher say what it would write at each token, for `GKD(teacher=...)`.
+
+        The teacher sees prompts under `view`. Shards are recorded as they come, so what a server
+        was paid for is never asked again.
+        """
+        label = label or samples.step.label
+        names = {"teacher": teacher.name, "top_k": teacher.top_k, "view": view.name}
+        args = {"samples": samples.step.fingerprint} | names
+        step = self._step("teach", label, args, samples.count)
+        if not step.finished:
+            teach_shards(self, step, samples, teacher, view)
+        rows = [t for table in step.tables() for t in read_rows(table, Teaching)]
+        return Taught(step, samples, {row.sample_id: row for row in rows})
+
     # -- keep -----------------------------------------------------------------------------------
 
-    def keep(self, scored: Scored | Samples, rule: Rule, *, label: str = "") -> Kept:
-        """Decide which samples are learnt from; every drop has its reason on record."""
+    def keep(
+        self,
+        scored: Scored | Samples,
+        rule: Rule,
+        *,
+        weights: Weighting | None = None,
+        label: str = "",
+    ) -> Kept:
+        """Decide which samples are learnt from; every drop has its reason on record.
+
+        With `weights` each counts by its verdict; what has no weight, or weight 0, is dropped.
+        """
         label = label or scored.step.label
         scored.wait()
         args = {"scored": scored.step.fingerprint, "rule": rule.name, "seed": self.run.config.seed}
+        if weights:
+            args["weights"] = weights.name
         step = self._step("keep", label, args, 0)
         if not step.finished:
-            record_decisions(self, step, self._decide(scored, rule), rule.name)
+            candidates = scored.candidates()
+            rng = np.random.default_rng([self.run.config.seed, self.number])
+            record_decisions(self, step, decide(candidates, rule, weights, rng), rule.name)
         return Kept(step, scored, [d for t in step.tables() for d in read_rows(t, Decision)])
-
-    def _decide(self, scored: Scored | Samples, rule: Rule) -> list[Decision]:
-        candidates = scored.candidates()
-        rng = np.random.default_rng([self.run.config.seed, self.number])
-        reasons = rule.apply(candidates, rng)
-        return [
-            Decision(sample, prompt, reason is None, reason or "kept")
-            for sample, prompt, reason in zip(
-                candidates.sample_ids, candidates.prompt_ids, reasons, strict=True
-            )
-        ]
 
     # -- pair -----------------------------------------------------------------------------------
 
@@ -198,6 +225,27 @@ class Round:
 
     # -- train ----------------------------------------------------------------------------------
 
+    def segments(
+        self,
+        prompts: PromptSource | Sequence[Prompt],
+        *,
+        n: int = 1,
+        steps_per_sync: int | None = None,
+    ) -> Iterator[Segment]:
+        """Cut the round's training where the sampler gets fresh weights; None: nowhere.
+
+        Each segment brings prompts for about `steps_per_sync` optimiser steps at `n` samples each,
+        and the policy to sample with. The loop's body generates under `segment.policy` and
+        `segment.label`, and ends with `train(..., segment=segment)`.
+        """
+        drawn = prompts.train(self.number) if isinstance(prompts, PromptSource) else list(prompts)
+        size, epochs = self.run.config.train.batch_size, self.run.config.train.epochs
+        parts = list(cut(drawn, n=n, batch_size=size, epochs=epochs, steps_per_sync=steps_per_sync))
+        total, first = sum(steps for _, steps in parts), 0
+        for number, (part, steps) in enumerate(parts):
+            yield Segment(self.number, number, part, self._reached, first, steps, total)
+            first += steps
+
     def train(
         self,
         objective: Objective,
@@ -205,14 +253,18 @@ class Round:
         start: Which = "previous",
         steps: int | None = None,
         learning_rate: float | None = None,
+        segment: Segment | None = None,
     ) -> str:
         """Make the next policy from the objective's examples and return its name.
 
         `start` is what is trained: the base model, the round's own policy or the best one so far.
         `steps` fixes the number of optimiser steps, otherwise the config's epochs decide. With no
         example the weights stay as they are, and the run stops or goes on by `on_no_signal`.
+
+        A `segment` goes on with the training of the segments before it, optimiser included.
         """
         origin = self.run.policies.get(self._which(start))
+        reached = self.run.policies.get(self._reached)
         ref = self.run.policies.get(self._which(objective.ref)) if objective.ref else None
         options = self.run.config.train
         if learning_rate is not None:
@@ -229,14 +281,22 @@ class Round:
         }
         if ref:
             args |= {"ref": ref.fingerprint, "ref_name": ref.name}
-        step = self._step("train", "", args, 0)
+        plan = Plan(origin, reached, ref, options, steps, segment)
+        if segment:
+            args |= {"first": segment.first, "total": segment.total, "from": plan.here.fingerprint}
+        step = self._step("train", segment.label if segment else "", args, 0)
         if not step.finished:
-            train_policy(self, step, objective, origin, options, steps, ref)
-        self.run.trained(step.summary["policy"])
-        return step.summary["policy"]
+            train_policy(self, step, objective, plan)
+        self._reached = step.summary["policy"]
+        if segment and not segment.last:
+            self.run.policies.passing(self._reached, step.fingerprint)
+        else:
+            self.run.policies.let_go(f"round-{self.number + 1}")
+            self.run.trained(self._reached)
+        return self._reached
 
-    def _which(self, which: Which) -> str:
-        return {"base": "base", "previous": self.policy, "best": self.run.best}[which]
+    def _which(self, which: Guide) -> str:
+        return {"previous": self.policy, "best": self.run.best}.get(which, which)
 
     # -- evaluate -------------------------------------------------------------------------------
 

@@ -5,18 +5,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from selfkd.chat import render
+from selfkd.chat import render, same_tokenizer
 from selfkd.cluster import ActorLost, Cluster, kill
 from selfkd.config import Resolved
-from selfkd.errors import DataError, InfrastructureError
+from selfkd.distillation import TeacherName
+from selfkd.errors import DataError, InfrastructureError, UsageError
 from selfkd.gate import paired_test
 from selfkd.hardware import compute_dtype
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
 from selfkd.ledger import Ledger, Step, write_atomically
 from selfkd.metrics import alarms, round_rows
+from selfkd.models import check_model_dir, resolve_model
 from selfkd.policies import Policies
 from selfkd.progress import Reporter
 from selfkd.prompts import PromptSource
@@ -105,6 +107,25 @@ class Run:
             self._end_round(number)
             self._check_stop()
         self._round = count
+
+    def teacher(self, spec: str) -> TeacherName:
+        """The teacher that a config names: a policy of this run, or a model that becomes `teacher`.
+
+        `spec` is base, previous, best, live or ema, else a model directory, a known name or a hub
+        id. Raises UsageError for a model with another tokenizer: its tokens would not be ours.
+        """
+        for name in get_args(TeacherName):
+            if spec == name != "teacher":
+                return name
+        try:
+            path = resolve_model(spec)
+        except UsageError as error:
+            error.where = "teacher"
+            raise
+        check_model_dir(path)
+        same_tokenizer(self.setting.tokenizer, path)
+        self.policies.add("teacher", path)
+        return "teacher"
 
     def final_round(self) -> Round:
         """The round after the last training: its samples end the curve, and nothing is trained."""

@@ -23,7 +23,7 @@ import yaml
 
 from selfkd.errors import UsageError
 from selfkd.ledger import broken
-from selfkd.records import DECISIONS, EXAMPLES, PROMPTS, SAMPLES, VERDICTS
+from selfkd.records import DECISIONS, EXAMPLES, PROMPTS, SAMPLES, TEACHINGS, VERDICTS
 
 HELDOUT = "heldout"
 """Label of the steps that measure a policy on held-out prompts."""
@@ -35,6 +35,7 @@ _SCHEMAS = {
     "generate": SAMPLES,
     "judge": VERDICTS,
     "keep": DECISIONS,
+    "teach": TEACHINGS,
     "train": EXAMPLES,
 }
 _ENDINGS: dict[str, State] = {

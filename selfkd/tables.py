@@ -7,7 +7,16 @@ from functools import cached_property
 import numpy as np
 
 from selfkd.ledger import Step
-from selfkd.records import Decision, Pair, Prompt, Sample, Verdict, read_rows, read_samples
+from selfkd.records import (
+    Decision,
+    Pair,
+    Prompt,
+    Sample,
+    Teaching,
+    Verdict,
+    read_rows,
+    read_samples,
+)
 from selfkd.rules import Candidates
 
 Batch = tuple[int, list[Sample]]
@@ -138,6 +147,16 @@ class Kept:
         """Kept samples with their weights, in order."""
         weights = {d.sample_id: d.weight for d in self.decisions if d.kept}
         return [(s, weights[s.id]) for s in samples_of(self.scored).rows if s.id in weights]
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """Samples with the likeliest tokens that a served teacher gave at each of theirs."""
+
+    step: Step
+    samples: Samples
+    teachings: Mapping[str, Teaching]
+    """By sample id."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """What the engine asks of whatever updates a policy."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -35,6 +36,10 @@ class TrainOptions(Options):
     lora_save: Literal["merged", "adapter"] = "merged"
     """With LoRA, a policy is stored as a whole model, or as the adapter alone (PEFT format)."""
 
+    def steps(self, examples: int) -> int:
+        """Optimiser steps of a training on so many examples."""
+        return math.ceil(self.epochs * math.ceil(examples / self.batch_size))
+
     @field_validator("micro_batch_size")
     @classmethod
     def _divides(cls, value: int | None, info: ValidationInfo) -> int | None:
@@ -45,11 +50,25 @@ class TrainOptions(Options):
 
 
 @dataclass(frozen=True, slots=True)
+class Stretch:
+    """Which steps of a longer training a job makes; `training/state.py` carries over the rest."""
+
+    first: int
+    """Optimiser steps planned before it."""
+    total: int
+    """Those of the whole training."""
+    state_from: str | None
+    """The file that the job before left; None for the first."""
+    state_to: str | None
+    """The file to leave for the next one; None for the last."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainJob:
     """One training: plain values only, so that it crosses processes."""
 
     objective: str
-    """`sft`, `dpo` or `kto`."""
+    """`sft`, `dpo`, `kto` or `gkd`."""
     objective_options: dict[str, Any]
     example_files: tuple[str, ...]
     """Parquet files of schema `records.EXAMPLES`."""
@@ -64,7 +83,9 @@ class TrainJob:
     max_steps: int | None = None
     """Optimiser steps; overrides epochs."""
     ref_path: str | None = None
-    """HF model directory of the reference policy, for an objective that has one."""
+    """HF model directory of the reference policy or fixed teacher, where an objective has one."""
+    stretch: Stretch | None = None
+    """Set where this job is a part of a training; it starts from `start_path` all the same."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ def sample_shards(
         (i, tuple(Request(p.id, tuple(render(view(p))), n) for p in plan[i])) for i in missing
     ]
     before = len(prompts) - sum(len(plan[i]) for i in missing)
+    policy = round.run.policies.require(policy)
     stream = round.run.sampler.generate(policy.name, policy.path, policy.canary, requests, sampling)
     for item in stream:
         if isinstance(item, Shard):
