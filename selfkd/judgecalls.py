@@ -5,7 +5,9 @@ sampler, where its calls share the queue and the weights with generation, or a s
 cannot tell which, and need not.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -109,3 +111,25 @@ class StopJudging(Exception):
     def __init__(self, error: SelfkdError) -> None:
         super().__init__(error)
         self.error = error
+
+
+_lock = threading.Lock()
+_inside = 0
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """What a caller wraps its waiting in: none of it counts as the judge's own time."""
+    global _inside
+    with _lock:
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+
+
+def is_waiting() -> bool:
+    """Whether any thread of this process waits for answers to its calls."""
+    return _inside > 0
