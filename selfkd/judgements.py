@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from selfkd.contests import elo
 from selfkd.errors import UsageError
 from selfkd.records import Prompt, Sample, Verdict, content_hash
 from selfkd.views import fill, placeholders
@@ -176,19 +177,3 @@ def strengths(
             values = elo(wins).tolist()
             found |= {judgement.id: v for judgement, v in zip(judgements, values, strict=True)}
     return found
-
-
-def elo(wins: np.ndarray, *, prior: float = 0.5, steps: int = 100) -> np.ndarray:
-    """Bradley-Terry strengths, log scale with mean 0, of N from their win matrix (N, N).
-
-    `wins[i, j]` is how often, or with what weight, i beat j. `prior` is added to every pair both
-    ways, so that who never lost stays finite. Minorisation-maximisation (Hunter 2004).
-    """
-    games = np.asarray(wins, dtype=np.float64) + prior
-    np.fill_diagonal(games, 0.0)
-    both = games + games.T
-    strength = np.ones(len(games))
-    for _ in range(steps):
-        strength = games.sum(1) / (both / (strength[:, None] + strength[None, :])).sum(1)
-        strength /= np.exp(np.log(strength).mean())
-    return np.log(strength)

@@ -64,11 +64,13 @@ def judge(
     `gold`: it compares with the reference answer. `needs_answer`: prompts without one are refused
     before the run starts. `calls`: it asks a language model (`selfkd.judgecalls`), so it may wait
     long. `engine`: which policy of the run it asks. `writes`: what it is told are judgements that a
-    run records. `compares`: it looks at all samples of a prompt together. A judge with a parameter `caller` calls, asks the round's own policy and writes,
-    unless it says otherwise. A class may say all of these as class variables instead.
+    run records. `compares`: it looks at all samples of a prompt together.
+
+    A judge with a parameter `caller` calls, asks the round's own policy and writes, unless it says
+    otherwise. A class may say all of these as class variables instead.
     """
-    said: dict[str, Any] = {"gold": gold, "needs_answer": needs_answer, "calls": calls, "engine": engine}
-    said |= {"writes": writes, "compares": compares}
+    said: dict[str, Any] = {"gold": gold, "needs_answer": needs_answer, "calls": calls}
+    said |= {"engine": engine, "writes": writes, "compares": compares}
     return _marker(_Mark("judge", name), **{k: v for k, v in said.items() if v is not None})
 
 

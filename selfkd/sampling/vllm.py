@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfkd.errors import InfrastructureError
 from selfkd.hardware import compute_dtype
-from selfkd.sampling.base import REFUSED, Answer, Completion, Request, Sampling, Weighing, Work
+from selfkd.sampling.base import REFUSED, Answer, Completion, Sampling, Weighing, Work
 from selfkd.sampling.weights import check_weights, stored_shapes
 
 if TYPE_CHECKING:
