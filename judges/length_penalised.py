@@ -1,4 +1,4 @@
-"""Another judge's reward, less a penalty for length: judges, and above all LLM judges, like it long.
+"""Another judge's reward, less a penalty for length: LLM judges above all like it long.
 
 Self-Rewarding's answers grew from 1092 to 2552 characters in three rounds (arXiv:2401.10020,
 table 1).

@@ -28,7 +28,7 @@ class MajorityOptions(JudgeOptions):
     pattern: re.Pattern[str] | None = None
     """Read this instead: the first group of the last match, or the whole match."""
     truncated: Literal["out", "read"] = "out"
-    """A completion cut off at the token limit has no vote and reward 0, or is read like any other."""
+    """A completion cut off at the token limit has no vote and reward 0, or is read like others."""
     least_share: float = Field(0.0, ge=0, le=1)
     """Share of the votes that makes an answer the label; below it no sample has a reward."""
     reward: Literal["agrees", "share"] = "agrees"

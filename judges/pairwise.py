@@ -1,8 +1,7 @@
 """Which of two samples of a prompt is better, asked in both orders; the reward is the win rate.
 
-A pair whose winner changes with the order tells of the judge's taste for a place, not of the samples
-(Zheng et al. 2023, arXiv:2306.05685, section 3.4): it is counted as inconsistent. The reward is the
-share of games won, or the chance to win by Bradley-Terry strengths.
+A pair whose winner changes with the order tells of the judge's taste for a place, not of the
+samples (Zheng et al. 2023, arXiv:2306.05685, section 3.4): it is counted as inconsistent.
 """
 
 import math
@@ -15,7 +14,7 @@ from pydantic import Field
 
 from selfkd import Sample, Verdict, judge
 from selfkd.contests import Side, Table, meetings, settle
-from selfkd.judgecalls import Call, Caller, Choices
+from selfkd.judgecalls import Call, Caller, Choices, Message
 from selfkd.judgeprompts import DrawnOptions, ask, last, policy_of, template
 
 REMINDER = 'Your last answer could not be read. End with a line "Winner: A" or "Winner: B".'
@@ -67,14 +66,11 @@ class Pairwise:
         met = [pair for members in prompts for pair in meetings(members, options.opponents)]
         pairs = [(i, j) for i, j in met if samples[i].completion != samples[j].completion]
         games = [game for i, j in pairs for game in ((i, j), (j, i))]
-        said = dict(
-            zip(games, self._said([(samples[i], samples[j]) for i, j in games]), strict=True)
-        )
+        answers = self._said([(samples[i], samples[j]) for i, j in games])
+        said = dict(zip(games, answers, strict=True))
         winners = {game: answer.winner for game, answer in said.items()}
         table = settle(len(samples), pairs, winners, options.inconsistent)
-        rates = {
-            k: r for m in prompts for k, r in zip(m, table.rates(m, options.rate), strict=True)
-        }
+        rates = table.rates(prompts, options.rate).tolist()
         return [
             self._verdict(sample, rates[k], table, k, [a for g, a in said.items() if k in g])
             for k, sample in enumerate(samples)
@@ -83,24 +79,18 @@ class Pairwise:
     def _said(self, shown: Sequence[tuple[Sample, Sample]]) -> list[Said]:
         """Who won each game."""
         options = self._options
-        messages = [
-            options.message(a.prompt.text, {"first": a.completion, "second": b.completion})
-            for a, b in shown
-        ]
-        if options.by == "text":
-            calls = [
-                Call(a.id, (m,), options.sampling())
-                for (a, _), m in zip(shown, messages, strict=True)
-            ]
-            told = ask(
-                self._caller, calls, self._winner, retries=options.retries, reminder=REMINDER
-            )
-            return [Said(a.read[0] if a.read else None, a.error, a.cost_usd) for a in told]
-        asked = [
-            Choices(a.id, (m,), ("A", "B"), options.opening)
-            for (a, _), m in zip(shown, messages, strict=True)
-        ]
-        return [Said(_likelier(a.logprobs), a.error, a.cost_usd) for a in self._caller.weigh(asked)]
+        asked = [(a.id, (self._message(a, b),)) for a, b in shown]
+        if options.by == "likelihood":
+            weighed = [Choices(id, m, ("A", "B"), options.opening) for id, m in asked]
+            told = self._caller.weigh(weighed)
+            return [Said(_likelier(a.logprobs), a.error, a.cost_usd) for a in told]
+        calls = [Call(id, m, options.sampling()) for id, m in asked]
+        told = ask(self._caller, calls, self._winner, retries=options.retries, reminder=REMINDER)
+        return [Said(a.read[0] if a.read else None, a.error, a.cost_usd) for a in told]
+
+    def _message(self, one: Sample, other: Sample) -> Message:
+        shown = {"first": one.completion, "second": other.completion}
+        return self._options.message(one.prompt.text, shown)
 
     def _winner(self, text: str) -> Side | None:
         found = last(self._options.winner_pattern, text)
@@ -110,18 +100,13 @@ class Pairwise:
         self, sample: Sample, rate: float, table: Table, k: int, said: Sequence[Said]
     ) -> Verdict:
         cost = sum(answer.cost_usd for answer in said) / 2  # each game is of two
-        won, games = table.wins[k].sum(), table.wins[k].sum() + table.wins[:, k].sum()
-        torn = int(table.inconsistent[k].sum())
+        torn, games = int(table.inconsistent[k].sum()), len(said) // 2
+        why = f"{games} games in both orders, {table.wins[k].sum():g} won, {torn} inconsistent"
         if not math.isnan(rate):
-            why = f"won {won:g} of {games:g}, {torn} of them inconsistent"
             return sample.verdict(rate, rationale=why, cost_usd=cost)
         error = next((answer.error for answer in said if answer.error), "")
-        if error:
-            return sample.verdict(None, status="error", rationale=error, cost_usd=cost)
-        unread = bool(said) and not torn
-        why = f"{len(said)} games, {torn} pairs inconsistent, none that counts"
-        status = "unparsed" if unread else "abstained"
-        return sample.verdict(None, status=status, rationale=why, cost_usd=cost)
+        status = "error" if error else "unparsed" if said and not torn else "abstained"
+        return sample.verdict(None, status=status, rationale=error or why, cost_usd=cost)
 
 
 def _likelier(logprobs: Sequence[float | None]) -> Side | None:

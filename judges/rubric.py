@@ -5,14 +5,20 @@ object of that form is read. The reward is the weighted mean of the criteria, 0 
 """
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 from pydantic import Field, field_validator
 
 from selfkd import Sample, Verdict, judge
 from selfkd.judgecalls import Call, Caller
-from selfkd.judgeprompts import Answers, DrawnOptions, ask, policy_of, template
+from selfkd.judgeprompts import (
+    Answers,
+    DrawnOptions,
+    ask,
+    json_objects,
+    policy_of,
+    template,
+)
 from selfkd.judging import JudgeOptions
 
 REMINDER = "Your last answer could not be read. Answer with the JSON object alone."
@@ -93,7 +99,7 @@ class Rubric:
     def _read(self, text: str) -> dict[str, int] | None:
         """Rank of the option chosen for each criterion, from 0."""
         settled = None
-        for found in _objects(text):
+        for found in json_objects(text):
             ranks = {n: _rank(c, found.get(n)) for n, c in self._options.criteria.items()}
             if None not in ranks.values():
                 settled = {name: rank for name, rank in ranks.items() if rank is not None}
@@ -106,18 +112,6 @@ class Rubric:
         shares = {n: ranks[n] / (len(c.choices) - 1) * c.weight for n, c in criteria.items()}
         reward = sum(shares.values()) / sum(c.weight for c in criteria.values())
         return answers.verdict(sample, reward, rationale=answers.texts[-1])
-
-
-def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """The whole JSON objects in a text, in order."""
-    decoder, start = json.JSONDecoder(), text.find("{")
-    while start >= 0:
-        try:
-            found, end = decoder.raw_decode(text, start)
-            yield found
-        except ValueError:
-            end = start + 1
-        start = text.find("{", end)
 
 
 def _rank(criterion: Criterion, said: Any) -> int | None:

@@ -10,7 +10,14 @@ from pydantic import Field
 
 from selfkd import Sample, Verdict, judge
 from selfkd.judgecalls import Call, Caller
-from selfkd.judgeprompts import Answers, DrawnOptions, ask, last, policy_of, template
+from selfkd.judgeprompts import (
+    Answers,
+    DrawnOptions,
+    ask,
+    policy_of,
+    score_reader,
+    template,
+)
 
 REMINDER = 'Your last answer could not be read. End with a line "Score: N", N from 0 to 5.'
 
@@ -41,6 +48,7 @@ class SelfReward:
     def __init__(self, options: SelfRewardOptions, caller: Caller) -> None:
         self._options = options
         self._caller = caller
+        self._score = score_reader(options.score_pattern, options.highest)
 
     def judge(self, samples: list[Sample]) -> list[Verdict]:
         """A verdict for each sample: the mean of the scores that could be read."""
@@ -59,9 +67,6 @@ class SelfReward:
         )
         return [self._verdict(s, a) for s, a in zip(samples, answers, strict=True)]
 
-    def _score(self, text: str) -> float | None:
-        return read_score(text, self._options)
-
     def _verdict(self, sample: Sample, answers: Answers[float]) -> Verdict:
         scores = answers.read
         if len(scores) < self._options.least_draws:
@@ -69,13 +74,3 @@ class SelfReward:
         told = ", ".join(f"{score:g}" for score in scores)
         rationale = f"{told} of {self._options.highest:g}\n\n{answers.texts[-1]}"
         return answers.verdict(sample, sum(scores) / len(scores), rationale=rationale)
-
-
-def read_score(text: str, options: SelfRewardOptions) -> float | None:
-    """The score that a judgement ends in, or None."""
-    found = last(options.score_pattern, text)
-    try:
-        score = float(found or "")
-    except ValueError:  # no line that matches, or a pattern of one's own that matches words
-        return None
-    return score if 0 <= score <= options.highest else None

@@ -32,20 +32,26 @@ class Table:
     inconsistent: np.ndarray
     """Pairs (counted both ways) whose winner changed with the order."""
 
-    def rates(self, members: Sequence[int], by: Literal["counts", "bradley_terry"]) -> list[float]:
-        """Win rate of each member against those it met, 0 to 1; NaN for one without a game.
+    def rates(
+        self, groups: Sequence[Sequence[int]], by: Literal["counts", "bradley_terry"]
+    ) -> np.ndarray:
+        """Win rate of each player in its group, 0 to 1; NaN for one without a game. Shape (N,).
 
-        `bradley_terry`: the mean chance to beat another member, by strengths fitted to all games.
+        `counts`: against those it met. `bradley_terry`: the mean chance to beat another of its
+        group, by strengths fitted to the group's games.
         """
-        wins = self.wins[np.ix_(members, members)]
-        games = wins.sum(1) + wins.sum(0)
-        if by == "counts":
-            with np.errstate(invalid="ignore"):
-                return (wins.sum(1) / np.where(games > 0, games, np.nan)).tolist()
-        strength = elo(wins)
-        chance = 1 / (1 + np.exp(strength[None, :] - strength[:, None]))
-        mean = (chance.sum(1) - 0.5) / max(1, len(members) - 1)
-        return np.where(games > 0, mean, np.nan).tolist()
+        rates = np.full(len(self.wins), np.nan)
+        for members in groups:
+            wins = self.wins[np.ix_(members, members)]
+            games = wins.sum(1) + wins.sum(0)
+            if by == "counts":
+                mean = wins.sum(1) / np.maximum(games, 0.5)
+            else:
+                strength = elo(wins)
+                chance = 1 / (1 + np.exp(strength[None, :] - strength[:, None]))
+                mean = (chance.sum(1) - 0.5) / max(1, len(members) - 1)
+            rates[list(members)] = np.where(games > 0, mean, np.nan)
+        return rates
 
 
 def settle(

@@ -2,13 +2,15 @@
 
 The text that is judged comes from a model that may have learnt to please its judge. So it is cut to
 size, stripped of what could pass for a turn of the conversation, and put between marks that hold a
-hash of it, which it therefore cannot contain. An answer counts only where it has the form asked for,
-and of several the last.
+hash of it, which it therefore cannot contain. An answer counts only where it has the form asked
+for, and of several the last.
 """
 
+import itertools
+import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -62,8 +64,7 @@ class PromptedOptions(JudgeOptions):
         """The template filled in, as a user message; `responses` are texts that are judged."""
         values = {"question": shown(question, self.question_limit), **more}
         values |= {name: shown(text, self.response_limit) for name, text in responses.items()}
-        values["mark"] = f"data-{content_hash(values, 8)}"
-        return {"role": "user", "content": fill(self.template, values)}
+        return fenced(self.template, values)
 
 
 class DrawnOptions(PromptedOptions):
@@ -109,10 +110,44 @@ def shown(text: str, limit: int) -> str:
     return f"{text[:head]}\n{left_out}\n{text[len(text) - tail :]}"
 
 
+def fenced(template: str, values: Mapping[str, str]) -> Message:
+    """`template` filled in, as a user message; {mark} is what none of the values can contain."""
+    mark = f"data-{content_hash(dict(values), 8)}"
+    return {"role": "user", "content": fill(template, {**values, "mark": mark})}
+
+
 def last(pattern: re.Pattern[str], text: str) -> str | None:
     """The first group of the last line of `text` that `pattern` matches, else None."""
     hits = [m[1] for line in text.splitlines() if (m := pattern.search(line))]
     return hits[-1] if hits else None
+
+
+def json_objects(text: str) -> Iterator[dict[str, Any]]:
+    """The whole JSON objects in a text, in order; those inside another are not looked at."""
+    decoder, start = json.JSONDecoder(), text.find("{")
+    while start >= 0:
+        try:
+            found, end = decoder.raw_decode(text, start)
+            yield found
+        except (ValueError, RecursionError):
+            end = start + 1
+        start = text.find("{", end)
+
+
+def score_reader(pattern: re.Pattern[str], highest: float) -> Callable[[str], float | None]:
+    """Reads the score that a judgement ends in: the number in the last line that matches.
+
+    None where no line does, and for what is not from 0 to `highest`.
+    """
+
+    def read(text: str) -> float | None:
+        try:
+            score = float(last(pattern, text) or "")
+        except ValueError:
+            return None
+        return score if 0 <= score <= highest else None
+
+    return read
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +207,7 @@ def _reminded(call: Call, reminder: str) -> Call:
 def require_apart(texts: Iterable[str]) -> None:
     """ValueError where one text begins another: their likelihoods would overlap."""
     ordered = sorted(texts)
-    for one, other in zip(ordered, ordered[1:], strict=False):
+    for one, other in itertools.pairwise(ordered):
         if other.startswith(one):
             raise ValueError(
                 f"{one!r} is how {other!r} begins, so they cannot be told apart: write letters"

@@ -142,11 +142,27 @@ class JudgeSpec:
         return said(self.validate()) if callable(said) else said
 
 
+def absolute_judge(value: Any, base: Path) -> Any:
+    """A judge as a config has it, with the files that it and judges inside it name made absolute.
+
+    Judges stand under `use`, `judge` or `judges`; other options are left alone.
+    """
+    if isinstance(value, str):
+        return absolute_spec(value, base)
+    if isinstance(value, list):
+        return [absolute_judge(item, base) for item in value]
+    if isinstance(value, Mapping):
+        names = ("use", "judge", "judges")
+        return {k: absolute_judge(v, base) if k in names else v for k, v in value.items()}
+    return value
+
+
 def resolve_judge(value: str | Mapping[str, Any] | None, base: Path) -> JudgeSpec:
     """The judge that a config names: `number`, or `{use: number, tolerance: 0.01}`.
 
     Files are relative to `base`. Nothing is imported yet; `JudgeSpec.validate` does that.
     """
+    value = absolute_judge(value, base)
     options = dict(value) if isinstance(value, Mapping) else {"use": value}
     spec = options.pop("use", None)
     if not isinstance(spec, str) or not spec:
@@ -154,7 +170,7 @@ def resolve_judge(value: str | Mapping[str, Any] | None, base: Path) -> JudgeSpe
             f"{value!r} names no judge",
             remedy="write judge: NAME, or judge: {use: NAME, OPTION: VALUE}",
         )
-    return JudgeSpec(absolute_spec(spec, base), options)
+    return JudgeSpec(spec, options)
 
 
 def options_doc(plugin: JudgePlugin) -> list[tuple[str, str, Any, str]]:

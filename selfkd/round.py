@@ -20,7 +20,7 @@ from selfkd.records import (
     read_rows,
 )
 from selfkd.rules import Rule
-from selfkd.rundir import HELDOUT
+from selfkd.rundir import AUDIT, HELDOUT
 from selfkd.sampling.base import Sampling
 from selfkd.tables import Judgements, Kept, Pairs, Samples, Scored
 from selfkd.verbs.demonstrate import record_demonstrations
@@ -155,6 +155,16 @@ class Round:
         return Judgements(
             self._step("prompts", name, args, 0), self._step("generate", name, args, 0)
         )
+
+    def audit(self, samples: Samples, gold: JudgeSpec | None) -> Scored | None:
+        """Gold's verdicts on samples that the run's judge scores, to compare the two.
+
+        Nothing is learnt from them. Without a gold judge, or where it needs answers that a prompt
+        does not have, there are none.
+        """
+        if gold is None or (gold.needs_answer and any(p.answer is None for p in samples.prompts)):
+            return None
+        return self.judge(samples, gold, label=AUDIT)
 
     def score(
         self,

@@ -11,7 +11,7 @@ from selfkd.chat import render
 from selfkd.cluster import ActorLost, Cluster, kill
 from selfkd.config import Resolved
 from selfkd.enginecalls import EngineCalls
-from selfkd.errors import DataError, InfrastructureError
+from selfkd.errors import DataError, InfrastructureError, UsageError
 from selfkd.gate import paired_test
 from selfkd.hardware import compute_dtype
 from selfkd.judgepool import JudgePool
@@ -95,6 +95,21 @@ class Run:
     def heldout(self) -> list[Prompt]:
         """The fixed held-out prompts; never trained on."""
         return self.prompts.heldout()
+
+    @property
+    def blind_judge(self) -> JudgeSpec:
+        """The judge, which must not see reference answers: UsageError where it compares with them.
+
+        For loops that are to learn without labels.
+        """
+        name = self.judge.name
+        if self.judge.gold:
+            raise UsageError(
+                f"{self.config.loop} learns without labels, and judge {name!r} compares with them",
+                where="judge",
+                remedy=f"write gold_judge: {name}, which only measures, and a judge without answers",
+            )
+        return self.judge
 
     def rounds(self, count: int) -> Iterator[Round]:
         """Measure the base on held-out, then yield rounds 0 to `count - 1`, one trained policy
