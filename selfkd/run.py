@@ -107,7 +107,7 @@ class Run:
             raise UsageError(
                 f"{self.config.loop} learns without labels, and judge {name!r} compares with them",
                 where="judge",
-                remedy=f"write gold_judge: {name}, which only measures, and a judge without answers",
+                remedy=f"write gold_judge: {name}, which only measures, and another judge",
             )
         return self.judge
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from selfkd.cluster import Cluster
 from selfkd.errors import DataError, InfrastructureError
 from selfkd.sampling.actor import EngineOptions, SamplerActor, Shard
-from selfkd.sampling.base import Completion, Request, Sampling, Weighing, Work
+from selfkd.sampling.base import Completion, Request, Sampling, Work
 from selfkd.sampling.pool import SamplerPool
 from selfkd.sampling.transformers import TransformersEngine
 from tests.engines import Weights, canary_of, drawn, edited, inside, make_pool, process
