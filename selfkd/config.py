@@ -203,6 +203,7 @@ def resolve(
 def _judge(value: str | dict[str, Any]) -> JudgeSpec:
     spec = resolve_judge(value, Path.cwd())
     spec.validate()
+    _ = spec.engine  # refuses judges that ask several policies at once
     return spec
 
 
