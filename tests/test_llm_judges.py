@@ -27,11 +27,11 @@ def honest(text: str, k: int = 0) -> str:
     """A judge that repeats what it was shown, and then finds it wrong or right."""
     body = between(text)
     right = "It is 4" in body
-    if "Winner" in text.split("</")[-1]:
+    if "Response B:" in body:
         first, second = body.split("Response B:")
         a, b = "It is 4" in first, "It is 4" in second
         return f"{body}\nWinner: {'A' if a and not b else 'B' if b and not a else '?'}"
-    if '"reason"' in text:
+    if "JSON object" in text:
         return f'{body} {{"reason": "x", "correct": "{"yes" if right else "no"}"}}'
     return f"{body}\nScore: {4 if right else 1}"
 
