@@ -53,4 +53,7 @@ def test_strengths_are_those_of_the_model():
     chance = 1 / (1 + np.exp(truth[None, :] - truth[:, None]))
     fitted = elo(chance * 10_000, steps=400)
     assert fitted == pytest.approx(truth, abs=0.01)
-    assert np.isfinite(elo(np.array([[0, 5], [0, 0]]))).all()
+    # Two players, 3 wins to 1 and no prior: odds of 3, so log 3 apart.
+    rating = elo(np.array([[0, 3], [1, 0]]), prior=0.0)
+    assert rating[0] - rating[1] == pytest.approx(np.log(3), abs=1e-6)
+    assert np.isfinite(elo(np.array([[0, 9], [0, 0]]))).all()

@@ -416,6 +416,25 @@ def test_self_rewarding_pairs_what_it_judges_best_and_worst_itself(tmp_path, sum
     assert row["extra"]["judgements"]["samples"] == 18
 
 
+def test_a_frozen_judge_is_the_policy_it_names_whoever_answers(tmp_path, sums):
+    def answer(policy, text, k):
+        return "50"[text[-2] == "1"] if text.endswith("[") else str(k)
+
+    asked: dict[str, set[tuple[str, bool]]] = {}
+    for frozen in (None, "base"):
+        settings = judging(draws=1)
+        settings["judge"] |= {"frozen": frozen}
+        run = scripted_run(
+            tmp_path, sums, answer, loop="self_rewarding", rounds=1, samples_per_prompt=2,
+            **settings,
+        )  # fmt: skip
+        play_script(run)
+        asked[str(frozen)] = {(policy, text.endswith("[")) for policy, text in run.asked}
+    # In round 0 both are the base; after it the policy answers, and judges unless it is frozen.
+    ends = {("base", True), ("base", False), ("round-1", False)}
+    assert asked == {"None": {*ends, ("round-1", True)}, "base": ends}
+
+
 def test_self_rewarding_seed_stage_learns_answers_and_judgements_that_agree(tmp_path, sums):
     def answer(policy, text, k):
         if not text.endswith("["):
