@@ -127,7 +127,8 @@ def test_nobody_works_for_one_who_gave_up(desk: Desk) -> None:
     given_up.close()
     slow(desk).go.release(9)
     assert [i for i, _ in desk.answers("base", work("d"))] == ["d"]
-    assert [name.partition("/")[2] for name in slow(desk).dropped] == ["b", "c"]
+    # b may have been in work already.
+    assert {name.partition("/")[2] for name in slow(desk).dropped} in ({"b", "c"}, {"c"})
 
 
 def test_an_engine_that_cannot_start_says_so_at_once() -> None:
