@@ -30,7 +30,6 @@ if TYPE_CHECKING:
         correct,
         everything,
         finished,
-        majority,
         top,
         unique,
     )
@@ -82,7 +81,6 @@ __all__ = [
     "k_zip",
     "length_controlled",
     "loop",
-    "majority",
     "plain",
     "principles",
     "right_wrong",
@@ -115,7 +113,6 @@ _HOMES = {
         "correct",
         "everything",
         "finished",
-        "majority",
         "top",
         "unique",
     ),
