@@ -17,9 +17,6 @@ from selfkd.kernels.engine import TorchEngine
 from selfkd.kernels.measures import KINDS, Measure
 from selfkd.kernels.result import Rows
 
-LANES = 16
-"""Rows start at multiples of this many elements, for wide loads and fast products."""
-
 
 class TritonEngine(TorchEngine):
     """float32 or bfloat16 factors, float32 logits. On a CPU only under the Triton interpreter."""
@@ -38,7 +35,7 @@ class TritonEngine(TorchEngine):
             raise Unavailable(problem)
 
     def row_stride(self, vocabulary: int) -> int:
-        return -(-vocabulary // LANES) * LANES
+        return -(-vocabulary // tiles.ROW) * tiles.ROW
 
     def rows(
         self,
@@ -63,6 +60,7 @@ class TritonEngine(TorchEngine):
             1 / measure.temperature,
             measure.teacher_share,
             KIND=KINDS.index(measure.kind),
+            EVEN=measure.teacher_share == 0.5,
             GRADIENT=into_CV is not None,
         )
         return Rows(*figures, into_CV)
@@ -104,10 +102,10 @@ class TritonEngine(TorchEngine):
 @cache
 def _probe(device: torch.device) -> str:
     """Why Triton cannot run here, or nothing: it wants a driver it knows and a C compiler."""
-    logits, one = torch.zeros(1, LANES, device=device), torch.ones(1, device=device)
-    arguments = (logits, LANES, one, one, logits, LANES, LANES, 1.0)
+    row, one = tiles.ROW, torch.ones(1, device=device)
+    logits = torch.zeros(1, row, device=device)
     try:
-        tiles.spread_rows.fn[(1,)](*arguments, TILE=LANES)
+        tiles.spread_rows.fn[(1,)](logits, row, one, one, logits, row, row, 1.0, TILE=row)
     except (RuntimeError, OSError, SubprocessError, TritonError) as error:
         return f"Triton failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return ""

@@ -1,7 +1,8 @@
 """The row work in Triton: one program a row, which walks the vocabulary in tiles.
 
-Logits are float32. Rows are padded with -inf to a multiple of what is loaded at once, so no load
-needs a mask but at the end of the last tile. Summands carry a multiple of q - p, as in measures.py.
+Logits are float32. Rows are padded with -inf to a multiple of ROW, so that no load needs a mask:
+`count` includes that. Logarithms are binary, as the hardware's. Summands carry a multiple of q - p,
+as in measures.py.
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
@@ -10,80 +11,83 @@ import triton
 import triton.language as tl
 
 FLOOR = tl.constexpr(-1e30)
-BELOW = tl.constexpr(-2e30)
-"""Where a logit of -inf is put, further down than any largest logit."""
+"""Log-probabilities below this count as this, so that 0 times a log-probability is 0."""
+LN2 = tl.constexpr(0.6931471805599453)
 FORWARD_KL, REVERSE_KL, JSD, SKEW_KL, SKEW_REVERSE_KL, TVD = (tl.constexpr(i) for i in range(6))
 """The places of measures.KINDS."""
 
 if triton.knobs.runtime.interpret:
-    CONFIGS = [triton.Config({"TILE": 128})]
+    ROW = 128
+    CONFIGS = [triton.Config({"TILE": ROW})]
 else:
+    ROW = 2048
     CONFIGS = [
         triton.Config({"TILE": tile}, num_warps=warps)
-        for tile, warps in ((1024, 4), (2048, 4), (2048, 8), (4096, 8), (4096, 16), (8192, 16))
+        for tile, warps in ((1024, 4), (1024, 8), (2048, 4), (2048, 8), (2048, 16))
     ]
 
 
 @triton.jit
 def expm1(x):
-    """exp(x) - 1 for x <= 0."""
-    series = x * 2.4801587e-5 + 1.9841270e-4
-    series = series * x + 1.3888889e-3
-    series = series * x + 8.3333333e-3
-    series = series * x + 4.1666667e-2
-    series = series * x + 1.6666667e-1
-    series = series * x + 0.5
-    return tl.where(x > -0.5, series * x * x + x, tl.exp(x) - 1.0)
+    """exp(x) - 1 for x <= 0; the polynomial is Chebyshev's, to 5e-9."""
+    series = x * 1.1237151e-3 + 8.1900032e-3
+    series = series * x + 4.1630242e-2
+    series = series * x + 1.6666245e-1
+    series = series * x + 4.9999982e-1
+    series = series * x + 1.0
+    return tl.where(x > -0.5, series * x, tl.exp2(x * (1 / LN2)) - 1.0)
 
 
 @triton.jit
-def log1p(x):
-    """log(1 + x) for -1 < x <= 0: 2 atanh(x / (2 + x)) near 0; further down 1 + x is exact."""
-    s = x / (2.0 + x)
-    square = s * s
-    series = square * 0.15384615 + 0.18181818
-    series = series * square + 0.22222222
-    series = series * square + 0.28571429
-    series = series * square + 0.4
-    series = series * square + 0.66666667
-    return tl.where(x > -0.5, series * square * s + 2.0 * s, tl.log(1.0 + x))
-
-
-@triton.jit
-def scaled(row, columns, count, factor):
-    x = tl.load(row + columns, mask=columns < count, other=-float("inf")) * factor
-    return tl.where(x < BELOW, BELOW, x)  # unlike maximum, lets NaN through
-
-
-@triton.jit
-def logarithm(total):
-    """In float64, once a row: the fast one is off by more than the divergence of close models."""
-    return tl.log(total.to(tl.float64)).to(tl.float32)
+def log1p(x, EVEN: tl.constexpr):
+    """log(1 + x) for -1 < x <= 0, or -0.5 <= x if `EVEN`; below that 1 + x is exact."""
+    series = x * -1.7770182 - 2.555768
+    series = series * x - 2.049732
+    series = series * x - 6.3501287e-1
+    series = series * x - 3.5381535e-1
+    series = series * x + 1.7321175e-1
+    series = series * x - 2.5216985e-1
+    series = series * x + 3.3324498e-1
+    series = series * x - 5.0000137e-1
+    series = series * x + 1.0
+    if EVEN:
+        return series * x
+    else:
+        return tl.where(x > -0.5, series * x, tl.log2(1.0 + x) * LN2)
 
 
 @triton.jit
 def normalizer(row, count, factor, TILE: tl.constexpr):
-    """Largest scaled logit, and the log of the sum of exponentials relative to it."""
-    top = FLOOR + 0.0
-    total = 0.0
+    """Largest logit, and the binary logarithm of the sum of exponentials relative to it.
+
+    Every lane keeps its own. The logarithm is taken in float64, once a row: the fast one is off by
+    more than the divergence of close models.
+    """
+    tops = tl.full([TILE], FLOOR, tl.float32)
+    totals = tl.zeros([TILE], tl.float32)
     for start in range(0, count, TILE):
-        x = scaled(row, start + tl.arange(0, TILE), count, factor)
-        higher = tl.maximum(top, tl.max(x, 0))
-        total = total * tl.exp(top - higher) + tl.sum(tl.exp(x - higher), 0)
-        top = higher
-    return top, logarithm(total)
+        x = tl.load(row + start + tl.arange(0, TILE))
+        rise = x - tops
+        ratio = tl.exp2(-tl.abs(rise) * factor)
+        totals = tl.where(rise > 0, totals * ratio + 1.0, totals + ratio)
+        tops = tl.maximum(tops, x)
+    top = tl.max(tops, 0)
+    total = tl.sum(totals * tl.exp2((tops - top) * factor), 0)
+    return top, tl.log2(total.to(tl.float64)).to(tl.float32)
 
 
 @triton.jit
-def log_softmax(x, top, log_sum):
-    log_q = (x - top) - log_sum
-    return tl.where(log_q < FLOOR, FLOOR, log_q)
+def log2_softmax(x, top, log_sum, factor):
+    """Takes NaN for FLOOR: who calls looks at `log_sum`, which is NaN if any logit is."""
+    return tl.maximum((x - top) * factor - log_sum, FLOOR)
 
 
 @triton.jit
-def summand(log_p, log_q, p, q, share, KIND: tl.constexpr):
-    """Of the divergence; and q times its derivative by q, up to a multiple of q."""
-    gap = log_p - log_q
+def summand(gap, p, q, share, KIND: tl.constexpr, EVEN: tl.constexpr):
+    """Of the divergence; and q times its derivative by q, up to a multiple of q.
+
+    gap: log p - log q. EVEN: whether the mixture is half and half.
+    """
     excess = q - p
     if KIND == FORWARD_KL:
         return p * gap + excess, -p
@@ -97,7 +101,7 @@ def summand(log_p, log_q, p, q, share, KIND: tl.constexpr):
         far = tl.abs(gap)
         t = expm1(-far)
         shrunk = tl.where(above, 1 - share, share) * t
-        near = log1p(shrunk)  # log(m / max(p, q))
+        near = log1p(shrunk, EVEN)  # log(m / max(p, q))
         other = near + far  # log(m / min(p, q))
         p_over_m = -tl.where(above, near, other)
         q_over_m = -tl.where(above, other, near)
@@ -113,7 +117,7 @@ def summand(log_p, log_q, p, q, share, KIND: tl.constexpr):
             return q * q_over_m - share * excess, q * (q_over_m - (1 - share) * change)
 
 
-@triton.autotune(CONFIGS, key=["count", "KIND", "GRADIENT"])
+@triton.autotune(CONFIGS, key=["count", "KIND", "EVEN", "GRADIENT"])
 @triton.jit
 def divergence_rows(
     student,
@@ -125,9 +129,10 @@ def divergence_rows(
     figures,
     rows,
     count,
-    factor,
+    inverse_temperature,
     share,
     KIND: tl.constexpr,
+    EVEN: tl.constexpr,
     GRADIENT: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -140,75 +145,78 @@ def divergence_rows(
     student += at * stride
     teacher += at * stride
     gradient += at * gradient_stride
-    top_q, log_sum_q = normalizer(student, count, factor, TILE)
-    top_p, log_sum_p = normalizer(teacher, count, factor, TILE)
-    slope = tl.load(scale + at) * factor
-    last = (count - 1) // TILE * TILE
+    factor = inverse_temperature * (1 / LN2)
+    top_q, sum_q = normalizer(student, count, factor, TILE)
+    top_p, sum_p = normalizer(teacher, count, factor, TILE)
+    poison = (sum_q + sum_p) * 0.0
+    slope = tl.load(scale + at) * inverse_temperature + poison
+    last = count - TILE
     loss = tl.zeros([TILE], tl.float32)
     pulls = tl.zeros([TILE], tl.float32)
-    entropy_q = tl.zeros([TILE], tl.float32)
-    entropy_p = tl.zeros([TILE], tl.float32)
+    bits_q = tl.zeros([TILE], tl.float32)
+    bits_p = tl.zeros([TILE], tl.float32)
     same = tl.zeros([TILE], tl.float32)
     for start in range(0, count, TILE):
         columns = last - start + tl.arange(0, TILE)
-        z = scaled(student, columns, count, factor)
-        u = scaled(teacher, columns, count, factor)
-        log_q = log_softmax(z, top_q, log_sum_q)
-        log_p = log_softmax(u, top_p, log_sum_p)
-        q = tl.exp(log_q)
-        p = tl.exp(log_p)
-        part, pull = summand(log_p, log_q, p, q, share, KIND)
+        z = tl.load(student + columns)
+        u = tl.load(teacher + columns)
+        log2_q = log2_softmax(z, top_q, sum_q, factor)
+        log2_p = log2_softmax(u, top_p, sum_p, factor)
+        q = tl.exp2(log2_q)
+        p = tl.exp2(log2_p)
+        part, pull = summand((log2_p - log2_q) * LN2, p, q, share, KIND, EVEN)
         loss += part
         pulls += pull
-        entropy_q -= q * log_q
-        entropy_p -= p * log_p
+        bits_q -= q * log2_q
+        bits_p -= p * log2_p
         same = tl.where((z == top_q) & (u == top_p), 1.0, same)
         if GRADIENT and KIND == FORWARD_KL:
             value = ((pull + q) * slope).to(gradient.dtype.element_ty)
-            tl.store(gradient + columns, value, mask=columns < count)
-    tl.store(figures + at, tl.sum(loss, 0))
-    tl.store(figures + rows + at, tl.sum(entropy_q, 0))
-    tl.store(figures + 2 * rows + at, tl.sum(entropy_p, 0))
+            tl.store(gradient + columns, value)
+    tl.store(figures + at, tl.sum(loss, 0) + poison)
+    tl.store(figures + rows + at, tl.sum(bits_q, 0) * LN2)
+    tl.store(figures + 2 * rows + at, tl.sum(bits_p, 0) * LN2)
     tl.store(figures + 3 * rows + at, tl.max(same, 0))
     if GRADIENT and KIND != FORWARD_KL:
         centre = tl.sum(pulls, 0)
         for start in range(0, count, TILE):
             columns = start + tl.arange(0, TILE)
-            log_q = log_softmax(scaled(student, columns, count, factor), top_q, log_sum_q)
-            log_p = log_softmax(scaled(teacher, columns, count, factor), top_p, log_sum_p)
-            q = tl.exp(log_q)
-            part, pull = summand(log_p, log_q, tl.exp(log_p), q, share, KIND)
+            log2_q = log2_softmax(tl.load(student + columns), top_q, sum_q, factor)
+            log2_p = log2_softmax(tl.load(teacher + columns), top_p, sum_p, factor)
+            q = tl.exp2(log2_q)
+            gap = (log2_p - log2_q) * LN2
+            part, pull = summand(gap, tl.exp2(log2_p), q, share, KIND, EVEN)
             value = ((pull - centre * q) * slope).to(gradient.dtype.element_ty)
-            tl.store(gradient + columns, value, mask=columns < count)
+            tl.store(gradient + columns, value)
 
 
 @triton.autotune(CONFIGS, key=["count"])
 @triton.jit
-def softmax_rows(logits, stride, figures, rows, count, factor, TILE: tl.constexpr):
+def softmax_rows(logits, stride, figures, rows, count, inverse_temperature, TILE: tl.constexpr):
     """Figures is [3, rows]: largest logit, log of the sum of exponentials, entropy."""
     at = tl.program_id(0).to(tl.int64)
     logits += at * stride
+    factor = inverse_temperature * (1 / LN2)
     top, log_sum = normalizer(logits, count, factor, TILE)
-    largest = tl.full([TILE], -float("inf"), tl.float32)
-    entropy = tl.zeros([TILE], tl.float32)
-    last = (count - 1) // TILE * TILE
+    bits = tl.zeros([TILE], tl.float32)
+    last = count - TILE
     for start in range(0, count, TILE):
-        columns = last - start + tl.arange(0, TILE)
-        x = tl.load(logits + columns, mask=columns < count, other=-float("inf"))
-        largest = tl.maximum(largest, x)
-        log_q = log_softmax(tl.where(x * factor < BELOW, BELOW, x * factor), top, log_sum)
-        entropy -= tl.exp(log_q) * log_q
+        x = tl.load(logits + last - start + tl.arange(0, TILE))
+        log2_q = log2_softmax(x, top, log_sum, factor)
+        bits -= tl.exp2(log2_q) * log2_q
     massless = top <= FLOOR
-    tl.store(figures + at, tl.max(largest, 0))
-    tl.store(figures + rows + at, tl.where(massless, -float("inf"), top + log_sum))
-    tl.store(figures + 2 * rows + at, tl.where(massless, 0.0, tl.sum(entropy, 0)))
+    log_sum = top * inverse_temperature + log_sum * LN2
+    tl.store(figures + at, tl.where(massless, -float("inf"), top))
+    tl.store(figures + rows + at, tl.where(massless, -float("inf"), log_sum))
+    tl.store(figures + 2 * rows + at, tl.where(massless, 0.0, tl.sum(bits, 0) * LN2))
 
 
 @triton.autotune(CONFIGS, key=["count"])
 @triton.jit
 def spread_rows(
-    logits, stride, log_sum, scale, into, into_stride, count, factor, TILE: tl.constexpr
+    logits, stride, log_sum, scale, into, into_stride, count, inverse_temperature, TILE: tl.constexpr
 ):
+    """scale * exp(logits * inverse_temperature - log_sum)"""
     at = tl.program_id(0).to(tl.int64)
     logits += at * stride
     into += at * into_stride
@@ -217,5 +225,6 @@ def spread_rows(
     slope = tl.load(scale + at)
     for start in range(0, count, TILE):
         columns = start + tl.arange(0, TILE)
-        value = tl.exp(scaled(logits, columns, count, factor) - total) * slope
-        tl.store(into + columns, value.to(into.dtype.element_ty), mask=columns < count)
+        x = tl.load(logits + columns) * inverse_temperature - total
+        value = (tl.exp2(x * (1 / LN2)) * slope).to(into.dtype.element_ty)
+        tl.store(into + columns, value)
