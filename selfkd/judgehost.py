@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
-from selfkd.errors import UsageError
+from selfkd.errors import SelfkdError, UsageError
 from selfkd.judging import JudgeSpec
 from selfkd.records import Sample, Status, Verdict
 
@@ -75,8 +75,11 @@ class JudgeHost:
                     where=self._spec.plugin.source,
                     remedy="undo the change, or resume to be told what it affects",
                 )
+            self._spec.check_ready()
             try:
                 self._target = self._spec.build()
+            except SelfkdError:
+                raise
             except (Exception, SystemExit) as error:
                 raise UsageError(
                     f"judge {self._spec.name!r} cannot be built: {self._reason(error)}",

@@ -70,6 +70,11 @@ class JudgeSpec:
         """The options, checked; UsageError names the judge, the option, its value and the range."""
         return self._checked
 
+    def check_ready(self) -> None:
+        """UsageError, with the remedy, where the judge cannot run on this machine."""
+        if self.plugin.ready:
+            self.plugin.ready(self.validate())
+
     def build(self) -> Any:
         """The judge with its options bound: an instance of a class, or a function."""
         target, arguments = self.plugin.target, self.arguments()

@@ -36,6 +36,7 @@ class _Mark:
     name: str
     paper: str = ""
     options: type | None = None
+    ready: Callable[[Any], None] | None = None
 
 
 def loop(name: str, *, paper: str = "", options: type | None = None) -> Callable[[T], T]:
@@ -46,14 +47,23 @@ def loop(name: str, *, paper: str = "", options: type | None = None) -> Callable
     return _marker(_Mark("loop", name, paper, options))
 
 
-def judge(name: str, *, gold: Said = None, needs_answer: Said = None) -> Callable[[T], T]:
+def judge(
+    name: str,
+    *,
+    gold: Said = None,
+    needs_answer: Said = None,
+    ready: Callable[[Any], None] | None = None,
+) -> Callable[[T], T]:
     """Register a judge function or class under a name of its own.
 
     `gold`: it compares with the reference answer. `needs_answer`: prompts without one are refused
-    before the run starts. A class may say both as class variables instead.
+    before the run starts. A class may say both as class variables instead. `ready` is called with
+    the options before a run starts, and again where the judge starts; it raises UsageError with the
+    remedy where something that the judge needs is not there.
     """
     said = {"gold": gold, "needs_answer": needs_answer}
-    return _marker(_Mark("judge", name), **{k: v for k, v in said.items() if v is not None})
+    mark = _Mark("judge", name, ready=ready)
+    return _marker(mark, **{k: v for k, v in said.items() if v is not None})
 
 
 def _marker(mark: _Mark, **attributes: Any) -> Callable[[T], T]:
@@ -98,6 +108,8 @@ class JudgePlugin:
     source: str
     identity: str
     """Hash of the source file's bytes and the name; options are not part of it."""
+    ready: Callable[[Any], None] | None = None
+    """Raises UsageError where the judge, with the given options, cannot run on this machine."""
 
 
 def find_loop(spec: str) -> LoopPlugin:
@@ -116,7 +128,9 @@ def find_judge(spec: str) -> JudgePlugin:
     """Import the judge that `spec` names, and nothing else."""
     found = _find("judge", spec)
     kind = _judge_kind(found)
-    return JudgePlugin(found.name, found.spec, found.target, kind, *found.description())
+    mark = _mark_of(found.target, "judge")
+    ready = mark.ready if mark else None
+    return JudgePlugin(found.name, found.spec, found.target, kind, *found.description(), ready)
 
 
 def list_plugins(kind: Kind) -> list[tuple[str, str, str]]:

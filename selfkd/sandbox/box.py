@@ -41,7 +41,7 @@ INSTALL = "apt-get install bubblewrap (Fedora: dnf install bubblewrap)"
 ALLOW = (
     "allow unprivileged user namespaces: sysctl kernel.unprivileged_userns_clone=1; on Ubuntu also "
     "kernel.apparmor_restrict_unprivileged_userns=0; in Docker run the container with "
-    "--security-opt seccomp=unconfined --security-opt systempaths=unconfined"
+    "--security-opt seccomp=unconfined --security-opt apparmor=unconfined"
 )
 
 
@@ -49,8 +49,9 @@ ALLOW = (
 class Limits:
     """What one run in the sandbox may use."""
 
-    seconds: float = 10.0
-    """Wall-clock time."""
+    seconds: int = 10
+    """Processor time of each process; on the clock all may take three times as long, so that a
+    busy machine fails nobody."""
     memory_mb: int = 1024
     """Memory of each process (address space) and of all together (resident), MB."""
     processes: int = 32
@@ -79,25 +80,24 @@ class Sandbox:
         """
         limits = self.limits
         with ExitStack() as stack:
-            shown: list[str] = []
-            descriptors: list[int] = []
-            for path, content in {**(files or {}), "": seccomp_filter()}.items():
-                descriptors.append(_descriptor(stack, content))
-                option = ["--ro-bind-data", str(descriptors[-1]), path]
-                shown += option if path else ["--seccomp", str(descriptors[-1])]
+            status, rules = _file(stack), _file(stack, seccomp_filter())
+            given = {path: _file(stack, content) for path, content in (files or {}).items()}
+            options = ["--json-status-fd", str(status), "--seccomp", str(rules)]
+            for path, file in given.items():
+                options += ["--ro-bind-data", str(file), path]
             process = subprocess.Popen(
-                [*self._bubblewrap, *self._view, *shown, "--", *_bounded(limits), *command],
-                stdin=_descriptor(stack, stdin),
+                [*self._bubblewrap, *self._view, *options, "--", *_bounded(limits), *command],
+                stdin=_file(stack, stdin),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                pass_fds=descriptors,
+                pass_fds=[status, rules, *given.values()],
                 cwd="/",
                 env={},  # bubblewrap's own processes would keep what it is given
                 **_nobody(),
             )
             outcome = watch(process, _bounds(limits))
-        if outcome.stderr.startswith(b"bwrap: "):
-            raise _unusable(outcome.stderr.decode(errors="replace"))
+            if outcome.end == "exit" and b"exit-code" not in os.pread(status, 4096, 0):
+                raise _unusable(outcome.stderr.decode(errors="replace"))
         return outcome
 
     def check(self) -> None:
@@ -189,20 +189,25 @@ def _inspect(python: str) -> dict[str, Any]:
         ) from error
 
 
+def _is_root() -> bool:
+    """Whether this is the machine's root, and not only that of a user namespace."""
+    mapped = Path("/proc/self/uid_map").read_text().split()
+    return os.geteuid() == 0 and mapped == ["0", "0", str(2**32 - 1)]
+
+
+def _nobody() -> dict[str, Any]:
+    return {"user": NOBODY, "group": NOBODY, "extra_groups": []} if _is_root() else {}
+
+
 def _reachable(path: Path) -> bool:
-    """Whether the sandbox's user can read a file: everyone must, where selfkd runs as root."""
-    if os.geteuid() != 0:
+    """Whether the sandbox's user can run a file: everyone must, where that is nobody."""
+    if not _is_root():
         return os.access(path, os.X_OK)
     return all(place.stat().st_mode & 0o001 for place in (path, *path.parents))
 
 
-def _nobody() -> dict[str, Any]:
-    if os.geteuid() != 0:
-        return {}
-    return {"user": NOBODY, "group": NOBODY, "extra_groups": []}
-
-
-def _descriptor(stack: ExitStack, content: bytes) -> int:
+def _file(stack: ExitStack, content: bytes = b"") -> int:
+    """Descriptor of a file without a name, at its beginning."""
     file = stack.enter_context(tempfile.TemporaryFile())
     file.write(content)
     file.seek(0)
@@ -215,18 +220,22 @@ def _bounded(limits: Limits) -> list[str]:
     return [
         *("/usr/bin/prlimit", f"--nproc={limits.processes}", f"--as={memory}", f"--fsize={disk}"),
         *("--core=0", "--nofile=128", "--memlock=0", "--msgqueue=0", "--sigpending=128"),
-        *(f"--cpu={int(limits.seconds) + 1}", "--"),
+        *(f"--cpu={limits.seconds}:{limits.seconds + 1}", "--"),
     ]
 
 
 def _bounds(limits: Limits) -> Bounds:
     return Bounds(
-        limits.seconds, limits.memory_mb * 2**20, limits.output_kb * 2**10, limits.disk_mb * 2**20
+        3.0 * limits.seconds,
+        limits.memory_mb * 2**20,
+        limits.output_kb * 2**10,
+        limits.disk_mb * 2**20,
+
     )
 
 
 def _unusable(said: str) -> UsageError:
-    reason = said.strip().splitlines()[0].removeprefix("bwrap: ")
+    reason = (said.strip().splitlines() or ["it says nothing"])[0].removeprefix("bwrap: ")
     blocked = re.search(r"namespace|uid map|not permitted|permission", reason, re.IGNORECASE)
     remedy = ALLOW if blocked else "see `selfkd doctor`"
     return UsageError(f"bubblewrap cannot make a sandbox here: {reason}", remedy=remedy)

@@ -3,12 +3,13 @@
 import builtins
 import io
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from selfkd.sandbox.inside.wire import BETWEEN, BOX, Ended, maker, receive, send
+from selfkd.sandbox.inside.wire import BETWEEN, BOX, maker, receive, send
 
 COMMAND = [sys.executable, "-I", "-B", "-c"]
 SERVE = f"import sys; sys.path.insert(0, {BOX!r})\nfrom selfkd.sandbox.inside import program\n"
@@ -16,6 +17,10 @@ SERVE = f"import sys; sys.path.insert(0, {BOX!r})\nfrom selfkd.sandbox.inside im
 
 class Broken(BaseException):
     """The tests are at fault, not the program."""
+
+
+class Ended(BaseException):
+    """The program's process is gone, or answers nonsense."""
 
 
 class Handle:
@@ -138,9 +143,12 @@ class Program:
         assert self._process.stdin and self._process.stdout
         try:
             send(self._process.stdin, data)
-            return receive(self._process.stdout)
+            answer = receive(self._process.stdout)
         except OSError:
-            raise Ended("the program ended itself") from None
+            answer = b""
+        if not answer:
+            raise Ended(how_ended(self._process))
+        return answer
 
     def handle(self, kind: str, number: int, detail: Any) -> Any:
         """The handle of a number, always the same one; an exception becomes a class to catch."""
@@ -149,6 +157,14 @@ class Program:
             made = _exception(detail) if is_class else Handle(self, number, detail)
             self._handles[number] = made
         return self._handles[number]
+
+
+def how_ended(process: "subprocess.Popen[bytes]") -> str:
+    """Why a process of the program is gone."""
+    status = process.wait()
+    if status == -signal.SIGXCPU:
+        return "out of time"
+    return f"the program ended before its answer (status {status})"
 
 
 def _dumped(operation: str, args: tuple[Any, ...]) -> bytes:

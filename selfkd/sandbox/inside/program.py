@@ -80,8 +80,8 @@ def serve() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what it prints is no reply
     OPERATIONS["load"] = _load
-    while True:
-        operation, args = Requests(io.BytesIO(receive(requests))).load()
+    while request := receive(requests):
+        operation, args = Requests(io.BytesIO(request)).load()
         try:
             data = _dumped("value", OPERATIONS[operation](*args), operation, args)
         except BaseException as error:
