@@ -95,7 +95,9 @@ def read_tests(columns: Mapping[str, Any], options: CodeOptions) -> Tests:
         return Tests(scripts=[(_text(stdin), _text(stdout)) for stdin, stdout in cases])
     sources = [given] if isinstance(given, str) else given
     if not isinstance(sources, list) or not all(isinstance(s, str) for s in sources) or not sources:
-        raise ValueError(f"the prompt has no tests in its column {name or options.tests or 'tests'}")
+        raise ValueError(
+            f"the prompt has no tests in its column {name or options.tests or 'tests'}"
+        )
     if silent := [s for s in sources if "assert" not in s]:
         raise ValueError(f"a test of the prompt asserts nothing: {silent[0][:60]!r}")
     return Tests(sources, entry_point=entry, setup=setup)

@@ -72,7 +72,11 @@ class Sandbox:
         self._wanted = python
 
     def run(
-        self, command: Sequence[str], *, stdin: bytes = b"", files: Mapping[str, bytes] | None = None
+        self,
+        command: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        files: Mapping[str, bytes] | None = None,
     ) -> Outcome:
         """Run a command; `files` (absolute path -> content) are put into the sandbox read-only.
 
@@ -85,6 +89,7 @@ class Sandbox:
             options = ["--json-status-fd", str(status), "--seccomp", str(rules)]
             for path, file in given.items():
                 options += ["--ro-bind-data", str(file), path]
+            options += ["--remount-ro", "/"]
             process = subprocess.Popen(
                 [*self._bubblewrap, *self._view, *options, "--", *_bounded(limits), *command],
                 stdin=_file(stack, stdin),
@@ -181,7 +186,9 @@ def _inspect(python: str) -> dict[str, Any]:
         "'folders': sorted({sys.prefix, sys.base_prefix, sys.exec_prefix})}))"
     )
     try:
-        done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [python, "-I", "-c", code], capture_output=True, text=True, check=True
+        )
         return json.loads(done.stdout)
     except (OSError, subprocess.CalledProcessError, ValueError) as error:
         raise UsageError(
@@ -230,7 +237,6 @@ def _bounds(limits: Limits) -> Bounds:
         limits.memory_mb * 2**20,
         limits.output_kb * 2**10,
         limits.disk_mb * 2**20,
-
     )
 
 

@@ -31,7 +31,9 @@ class Session:
         """Run everything."""
         self._say(ready=True)
         job = self._job
-        tests = [(self._source, t) for t in job["sources"]] + [(self._call, c) for c in job["calls"]]
+        tests = [(self._source, t) for t in job["sources"]] + [
+            (self._call, c) for c in job["calls"]
+        ]
         reason = self._attempt(self._load, job["code"]) if tests else ""
         for number, (run, test) in enumerate(tests):
             self._say(test=number, reason=reason or self._attempt(run, test))
@@ -82,7 +84,7 @@ class Session:
         for key, value in made.items():
             if isinstance(value, type) and hasattr(value, "assertEqual"):
                 _unittest(value)
-            elif key.startswith("test") and isinstance(value, types.FunctionType):
+            elif key.startswith("test_") and isinstance(value, types.FunctionType):
                 value()
 
     def _entry(self, name: str) -> Any:
