@@ -4,8 +4,8 @@ Tests are a column of the prompt, in one of these forms:
 
 - Python text, or a list of it: asserts, a function `check(candidate)` (HumanEval), `test_...`
   functions, `unittest` classes; each text is one test;
-- `{"inputs": [...], "outputs": [...]}`, also as JSON text: what the program reads and writes, or with
-  `"fn_name"` the arguments and results of a function (APPS, LiveCodeBench).
+- `{"inputs": [...], "outputs": [...]}`, also as JSON text: what the program reads and writes, or
+  with `"fn_name"` the arguments and results of a function (APPS, LiveCodeBench).
 
 The tests run in another process than the code, which gets no say in what passes. Where there is no
 sandbox (bubblewrap) the judge refuses to run.
@@ -32,7 +32,7 @@ class CodeOptions(JudgeOptions):
     """Options of the judge `code`."""
 
     tests: str = ""
-    """Column with the tests; default: the first there is of tests, test, test_list, input_output."""
+    """Column with the tests; default: the first of tests, test, test_list, input_output."""
     setup: str = "test_setup_code"
     """Column with Python text that runs before each test; may be absent."""
     entry_point: str = "entry_point"
@@ -94,10 +94,8 @@ def read_tests(columns: Mapping[str, Any], options: CodeOptions) -> Tests:
             return Tests(calls=cases, entry_point=entry)
         return Tests(scripts=[(_text(stdin), _text(stdout)) for stdin, stdout in cases])
     sources = [given] if isinstance(given, str) else given
-    if not isinstance(sources, list) or not all(isinstance(s, str) for s in sources) or not sources:
-        raise ValueError(
-            f"the prompt has no tests in its column {name or options.tests or 'tests'}"
-        )
+    if not isinstance(sources, list) or {type(s) for s in sources} != {str}:
+        raise ValueError(f"the prompt has no tests in its column {name or 'tests'}")
     if silent := [s for s in sources if "assert" not in s]:
         raise ValueError(f"a test of the prompt asserts nothing: {silent[0][:60]!r}")
     return Tests(sources, entry_point=entry, setup=setup)
@@ -115,7 +113,9 @@ def _text(value: Any) -> str:
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-@functools.cache
 def _sandbox(options: CodeOptions) -> Sandbox:
     limits = {name: getattr(options, name) for name in Limits.__dataclass_fields__}
-    return Sandbox(Limits(**limits), python=options.python)
+    return _made(Limits(**limits), options.python)
+
+
+_made = functools.cache(Sandbox)

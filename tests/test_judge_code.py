@@ -112,5 +112,5 @@ def test_it_compares_with_gold_and_says_before_a_run_that_there_is_no_sandbox(
 ) -> None:
     assert JudgeSpec("code").gold
     monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(UsageError, match="apt-get install bubblewrap|another interpreter"):
+    with pytest.raises(UsageError, match=r"apt-get install bubblewrap|another interpreter"):
         JudgeSpec("code", {"seconds": 7}).check_ready()

@@ -24,6 +24,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from selfkd.errors import UsageError
@@ -35,6 +36,8 @@ NOBODY = 65534
 
 OLDEST = (0, 7)
 """First bubblewrap that can limit the size of /tmp."""
+
+_NONE: Mapping[str, bytes] = MappingProxyType({})
 
 INSTALL = "apt-get install bubblewrap (Fedora: dnf install bubblewrap)"
 
@@ -65,7 +68,7 @@ class Limits:
 class Sandbox:
     """A place to run one program at a time; every run starts afresh and leaves nothing behind."""
 
-    def __init__(self, limits: Limits | None = None, *, python: str = "") -> None:
+    def __init__(self, limits: Limits | None = None, python: str = "") -> None:
         """`python` is the interpreter that is made visible inside; default: the one that selfkd
         runs on, without the packages of its environment."""
         self.limits = limits or Limits()
@@ -76,7 +79,7 @@ class Sandbox:
         command: Sequence[str],
         *,
         stdin: bytes = b"",
-        files: Mapping[str, bytes] | None = None,
+        files: Mapping[str, bytes] = _NONE,
     ) -> Outcome:
         """Run a command; `files` (absolute path -> content) are put into the sandbox read-only.
 
@@ -84,8 +87,9 @@ class Sandbox:
         """
         limits = self.limits
         with ExitStack() as stack:
+            user = NOBODY if _is_root() else None
             status, rules = _file(stack), _file(stack, seccomp_filter())
-            given = {path: _file(stack, content) for path, content in (files or {}).items()}
+            given = {path: _file(stack, content) for path, content in files.items()}
             options = ["--json-status-fd", str(status), "--seccomp", str(rules)]
             for path, file in given.items():
                 options += ["--ro-bind-data", str(file), path]
@@ -98,7 +102,9 @@ class Sandbox:
                 pass_fds=[status, rules, *given.values()],
                 cwd="/",
                 env={},  # bubblewrap's own processes would keep what it is given
-                **_nobody(),
+                user=user,
+                group=user,
+                extra_groups=None if user is None else [],
             )
             outcome = watch(process, _bounds(limits))
             if outcome.end == "exit" and b"exit-code" not in os.pread(status, 4096, 0):
@@ -186,10 +192,8 @@ def _inspect(python: str) -> dict[str, Any]:
         "'folders': sorted({sys.prefix, sys.base_prefix, sys.exec_prefix})}))"
     )
     try:
-        done = subprocess.run(
-            [python, "-I", "-c", code], capture_output=True, text=True, check=True
-        )
-        return json.loads(done.stdout)
+        command = [python, "-I", "-c", code]
+        return json.loads(subprocess.check_output(command, stderr=subprocess.PIPE))
     except (OSError, subprocess.CalledProcessError, ValueError) as error:
         raise UsageError(
             f"this is no Python interpreter: {error}", where=python, remedy="give its full path"
@@ -202,10 +206,6 @@ def _is_root() -> bool:
     return os.geteuid() == 0 and mapped == ["0", "0", str(2**32 - 1)]
 
 
-def _nobody() -> dict[str, Any]:
-    return {"user": NOBODY, "group": NOBODY, "extra_groups": []} if _is_root() else {}
-
-
 def _reachable(path: Path) -> bool:
     """Whether the sandbox's user can run a file: everyone must, where that is nobody."""
     if not _is_root():
@@ -215,7 +215,7 @@ def _reachable(path: Path) -> bool:
 
 def _file(stack: ExitStack, content: bytes = b"") -> int:
     """Descriptor of a file without a name, at its beginning."""
-    file = stack.enter_context(tempfile.TemporaryFile())
+    file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
     file.write(content)
     file.seek(0)
     return file.fileno()

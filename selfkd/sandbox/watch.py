@@ -132,9 +132,9 @@ def _excess(pid: int, bounds: Bounds) -> End | None:
             )
             files = os.statvfs(f"/proc/{process}/root/tmp")
             # While bubblewrap sets up, /tmp may still be another file system.
-            if files.f_blocks * files.f_frsize == bounds.disk:
-                if files.f_files - files.f_ffree > FILES:
-                    return "files"
+            is_ours = files.f_blocks * files.f_frsize == bounds.disk
+            if is_ours and files.f_files - files.f_ffree > FILES:
+                return "files"
     return "memory" if resident > bounds.memory else None
 
 

@@ -1,4 +1,4 @@
-"""The program as its tests see it: names, values, and handles of objects that stay where they are."""
+"""The program as its tests see it: values, and handles of objects that stay where they are."""
 
 import builtins
 import io

@@ -19,7 +19,7 @@ LONGEST = 8 * 2**20
 
 
 class Session:
-    """All tests of one program, a line of result each, marked so that nothing else passes for one."""
+    """All tests of one program; each has a line of result, marked so that no other passes for one."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self._job = job
@@ -31,9 +31,8 @@ class Session:
         """Run everything."""
         self._say(ready=True)
         job = self._job
-        tests = [(self._source, t) for t in job["sources"]] + [
-            (self._call, c) for c in job["calls"]
-        ]
+        tests = [(self._source, text) for text in job["sources"]]
+        tests += [(self._call, call) for call in job["calls"]]
         reason = self._attempt(self._load, job["code"]) if tests else ""
         for number, (run, test) in enumerate(tests):
             self._say(test=number, reason=reason or self._attempt(run, test))

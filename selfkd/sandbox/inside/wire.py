@@ -6,7 +6,7 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 BOX = "/box"
 """Where this package lies inside the sandbox."""
@@ -26,13 +26,13 @@ BETWEEN = ("eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "
 decide."""
 
 
-def send(pipe: BinaryIO, data: bytes) -> None:
+def send(pipe: IO[bytes], data: bytes) -> None:
     """Write one message: its length in 8 bytes, then itself."""
     pipe.write(len(data).to_bytes(8, "big") + data)
     pipe.flush()
 
 
-def receive(pipe: BinaryIO) -> bytes:
+def receive(pipe: IO[bytes]) -> bytes:
     """Read one message; empty where the other side is gone."""
     size = pipe.read(8)
     return pipe.read(int.from_bytes(size, "big")) if len(size) == 8 else b""
