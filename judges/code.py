@@ -86,7 +86,6 @@ def read_tests(columns: Mapping[str, Any], options: CodeOptions) -> Tests:
     name = options.tests or next((c for c in _COLUMNS if columns.get(c)), "")
     given = _decoded(columns.get(name))
     entry = str(columns.get(options.entry_point) or "")
-    setup = str(columns.get(options.setup) or "")
     if isinstance(given, Mapping) and given.get("inputs"):
         inputs, outputs = list(given["inputs"]), list(given["outputs"])
         cases = list(zip(inputs, outputs, strict=True))
@@ -98,7 +97,7 @@ def read_tests(columns: Mapping[str, Any], options: CodeOptions) -> Tests:
         raise ValueError(f"the prompt has no tests in its column {name or 'tests'}")
     if silent := [s for s in sources if "assert" not in s]:
         raise ValueError(f"a test of the prompt asserts nothing: {silent[0][:60]!r}")
-    return Tests(sources, entry_point=entry, setup=setup)
+    return Tests(sources, entry_point=entry, setup=str(columns.get(options.setup) or ""))
 
 
 def _decoded(value: Any) -> Any:

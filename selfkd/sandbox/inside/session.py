@@ -19,7 +19,7 @@ LONGEST = 8 * 2**20
 
 
 class Session:
-    """All tests of one program; each has a line of result, marked so that no other passes for one."""
+    """All tests of one program; each has a line of result, with a mark that cannot be guessed."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self._job = job
