@@ -10,14 +10,15 @@ from typing import Any, Literal
 from selfkd.chat import render
 from selfkd.cluster import ActorLost, Cluster, kill
 from selfkd.config import Resolved
-from selfkd.errors import DataError, InfrastructureError
+from selfkd.enginecalls import EngineCalls
+from selfkd.errors import DataError, InfrastructureError, UsageError
 from selfkd.gate import paired_test
 from selfkd.hardware import compute_dtype
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
 from selfkd.ledger import Ledger, Step, write_atomically
 from selfkd.metrics import alarms, round_rows
-from selfkd.policies import Policies
+from selfkd.policies import Policies, Policy
 from selfkd.progress import Reporter
 from selfkd.prompts import PromptSource
 from selfkd.records import Message, Prompt, Sample, Verdict
@@ -95,6 +96,21 @@ class Run:
         """The fixed held-out prompts; never trained on."""
         return self.prompts.heldout()
 
+    @property
+    def blind_judge(self) -> JudgeSpec:
+        """The judge, which must not see reference answers: UsageError where it compares with them.
+
+        For loops that are to learn without labels.
+        """
+        name = self.judge.name
+        if self.judge.gold:
+            raise UsageError(
+                f"{self.config.loop} learns without labels, and judge {name!r} compares with them",
+                where="judge",
+                remedy=f"write gold_judge: {name}, which only measures, and another judge",
+            )
+        return self.judge
+
     def rounds(self, count: int) -> Iterator[Round]:
         """Measure the base on held-out, then yield rounds 0 to `count - 1`, one trained policy
         each."""
@@ -125,8 +141,21 @@ class Run:
         """Tokens of chat messages, ready to be completed."""
         return render(self.setting.tokenizer, list(messages))
 
+    def engine_calls(self, judge: JudgeSpec, policy: Policy) -> EngineCalls:
+        """What answers a judge's calls with the run's own sampler, holding `policy`."""
+        return EngineCalls(
+            self.sampler,
+            policy,
+            self.setting.tokenizer,
+            self.setting.context,
+            keep=judge.writes,
+        )
+
     def judge_batches(
-        self, judge: JudgeSpec, batches: Iterator[list[Sample]]
+        self,
+        judge: JudgeSpec,
+        batches: Iterator[list[Sample]],
+        calls: EngineCalls | None = None,
     ) -> Iterator[list[Verdict]]:
         """Verdicts of each batch in order; judging runs in worker processes of its own."""
         identity = judge.identity()
@@ -139,7 +168,7 @@ class Run:
                 timeout=settings.timeout,
                 check=self._check_stop,
             )
-        return self._judges[identity].judge_batches(batches)
+        return self._judges[identity].judge_batches(batches, calls)
 
     def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
         """Run one training in the trainer process; `follow` sees each logged step."""
