@@ -28,6 +28,8 @@ from selfkd.records import Verdict, content_hash
 if TYPE_CHECKING:
     from selfkd.judgecalls import Caller
 
+PATHS = ("model", "policy", "python")
+"""Options of judges that may be paths."""
 OWN = "own"
 """Stands for the policy whose round it is, where a judge says which policy it asks."""
 CALLER = "caller"
@@ -150,7 +152,8 @@ class JudgeSpec:
 def absolute_judge(value: Any, base: Path) -> Any:
     """A judge as a config has it, with the files that it and judges inside it name made absolute.
 
-    Judges stand under `use`, `judge` or `judges`; other options are left alone.
+    Judges stand under `use`, `judge` or `judges`. Of the options in `PATHS` those that begin with
+    ./, ../ or ~/ are paths; others are left alone.
     """
     if isinstance(value, str):
         return absolute_spec(value, base)
@@ -158,8 +161,20 @@ def absolute_judge(value: Any, base: Path) -> Any:
         return [absolute_judge(item, base) for item in value]
     if isinstance(value, Mapping):
         names = ("use", "judge", "judges")
-        return {k: absolute_judge(v, base) if k in names else v for k, v in value.items()}
+        return {
+            k: absolute_judge(v, base)
+            if k in names
+            else _absolute_path(v, base)
+            if k in PATHS
+            else v
+            for k, v in value.items()
+        }
     return value
+
+
+def _absolute_path(value: Any, base: Path) -> Any:
+    is_path = isinstance(value, str) and value.startswith(("./", "../", "~/"))
+    return str((base / Path(value).expanduser()).resolve()) if is_path else value
 
 
 def resolve_judge(value: str | Mapping[str, Any] | None, base: Path) -> JudgeSpec:

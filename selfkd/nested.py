@@ -71,6 +71,7 @@ def composed(name: str, *, own_caller: bool = False) -> Callable[[T], T]:
         engine=(lambda options: None) if own_caller else _policy,
         writes=False if own_caller else any_of("writes"),
         compares=any_of("compares"),
+        ready=_check_ready,
     )
 
 
@@ -79,6 +80,11 @@ def _inner(options: BaseModel) -> Iterator[JudgeSpec]:
         for item in value if isinstance(value, list | tuple) else [value]:
             if isinstance(item, JudgeSpec):
                 yield item
+
+
+def _check_ready(options: BaseModel) -> None:
+    for inner in _inner(options):
+        inner.check_ready()
 
 
 def _policy(options: BaseModel) -> str | None:
