@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from selfkd.errors import SelfkdError, UsageError
@@ -45,14 +46,16 @@ class JudgeHost:
         timeout: float,
         paths: Sequence[str],
         structured: bool = False,
+        folder: str | None = None,
     ) -> None:
         """`identity` is the one that the run records; `timeout` in seconds for one sample of an
-        async judge; `paths` to import modules from; `structured`: what the run's engine is."""
+        async judge; `paths` to import modules from; `structured`: what the run's engine is;
+        `folder`: where what a server said is kept for the run."""
         self._spec = JudgeSpec(spec, options)
         self._identity = identity
         self._timeout = timeout
         self._paths = paths
-        self._caller = _Forwarder(structured)
+        self._caller = _Forwarder(structured, Path(folder) if folder else None)
         self._runner: JudgeRunner
 
     def start(self) -> None:
@@ -125,8 +128,9 @@ class _Forwarder:
 
     name = "the run's sampler"
 
-    def __init__(self, structured: bool) -> None:
+    def __init__(self, structured: bool, folder: Path | None) -> None:
         self.structured = structured
+        self.folder = folder
         self.out: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._numbers = itertools.count()
         self._waiting: dict[int, Future[list[Any]]] = {}

@@ -161,14 +161,8 @@ def absolute_judge(value: Any, base: Path) -> Any:
         return [absolute_judge(item, base) for item in value]
     if isinstance(value, Mapping):
         names = ("use", "judge", "judges")
-        return {
-            k: absolute_judge(v, base)
-            if k in names
-            else _absolute_path(v, base)
-            if k in PATHS
-            else v
-            for k, v in value.items()
-        }
+        ways = dict.fromkeys(names, absolute_judge) | dict.fromkeys(PATHS, _absolute_path)
+        return {k: ways[k](v, base) if k in ways else v for k, v in value.items()}
     return value
 
 

@@ -66,9 +66,9 @@ def judge(
     `gold`: it compares with the reference answer. `needs_answer`: prompts without one are refused
     before the run starts. `calls`: it asks a language model (`selfkd.judgecalls`), so it may wait
     long. `engine`: which policy of the run it asks. `writes`: what it is told are judgements that a
-    run records. `compares`: it looks at all samples of a prompt together. `ready` is called with the
-    options before a run starts, and again where the judge starts; it raises UsageError with the
-    remedy where something that the judge needs is not there.
+    run records. `compares`: it looks at all samples of a prompt together. `ready` is called with
+    the options before a run starts, and again where the judge starts; it raises UsageError with
+    the remedy where something that the judge needs is not there.
 
     A judge with a parameter `caller` calls, asks the round's own policy and writes, unless it says
     otherwise. A class may say all of these but `ready` as class variables instead.
