@@ -100,7 +100,7 @@ def serving(server: Server) -> Iterator[Server]:
     """Run a server in a thread of this process."""
     routes = [Route("/v1/chat/completions", server.answer, methods=["POST"])]
     config = uvicorn.Config(
-        Starlette(routes=routes), host="127.0.0.1", port=0, log_level="error", lifespan="off"
+        Starlette(routes=routes), host="127.0.0.1", port=0, log_level="critical", lifespan="off"
     )
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, daemon=True)
