@@ -37,6 +37,7 @@ def assemble(
     kind, said = engine_kind(config.engine.kind)
     plan = plan_memory(config, model_path)
     plan.check()
+    check_judges(resolved)
     swap = residency(config, plan) == "swap"
     announce(path, resolved, reporter, ledger, kind)
     for text in (said, *notes(resolved, source, plan, swap)):
@@ -68,6 +69,13 @@ def open_run_prompts(resolved: Resolved, *, skip_bad: bool) -> PromptSource:
     if resolved.gold_judge and resolved.gold_judge.needs_answer:
         require_answers(source.heldout(), resolved.gold_judge.name)
     return source
+
+
+def check_judges(resolved: Resolved) -> None:
+    """UsageError where a judge lacks something here; on a cluster it says so where it starts."""
+    for judge in (resolved.judge, resolved.gold_judge):
+        if judge and resolved.config.cluster.address == "local":
+            judge.check_ready()
 
 
 def engine_kind(

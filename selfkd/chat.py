@@ -62,8 +62,8 @@ def same_tokenizer(tokenizer: Any, path: Path) -> None:
     )
 
 
-def render(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Tokens of `messages` with the generation prompt added, ready to be completed.
+def render(tokenizer: Any, messages: Sequence[Message], *, to_complete: bool = True) -> list[int]:
+    """Tokens of `messages`, with the generation prompt added where they are to be completed.
 
     Contents are data: the text of a special token in one is tokenised as ordinary text, so nobody
     opens or closes a turn from inside a message. Raises DataError where the tokenizer has no
@@ -73,8 +73,9 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     with _tokenizing:
         special, ids = _special_tokens(tokenizer, len(tokenizer))
         if any(special.search(text) for m in messages for text in m.values()):
-            return _render_guarded(tokenizer, messages, special, ids)
-        return tokenizer(_fill_template(tokenizer, messages), add_special_tokens=False)["input_ids"]
+            return _render_guarded(tokenizer, messages, special, ids, to_complete)
+        text = _fill_template(tokenizer, messages, to_complete)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def tokens_of(tokenizer: Any, text: str) -> list[int]:
@@ -84,7 +85,11 @@ def tokens_of(tokenizer: Any, text: str) -> list[int]:
 
 
 def _render_guarded(
-    tokenizer: Any, messages: Sequence[Message], special: re.Pattern[str], ids: frozenset[int]
+    tokenizer: Any,
+    messages: Sequence[Message],
+    special: re.Pattern[str],
+    ids: frozenset[int],
+    to_complete: bool,
 ) -> list[int]:
     # The template sees a stand-in for each special text. Once it is rendered the text comes back,
     # at a known place, and whatever special token the tokenizer finds there is spelt out instead.
@@ -97,7 +102,7 @@ def _render_guarded(
         return f"[{nonce}:{len(found) - 1}]"
 
     guarded = [{key: special.sub(stand_in, text) for key, text in m.items()} for m in messages]
-    pieces = re.split(rf"\[{nonce}:(\d+)\]", _fill_template(tokenizer, guarded))
+    pieces = re.split(rf"\[{nonce}:(\d+)\]", _fill_template(tokenizer, guarded, to_complete))
     for i in range(1, len(pieces), 2):
         pieces[i] = found[int(pieces[i])]
     data = b"".join((b"\1" if i % 2 else b"\0") * len(piece) for i, piece in enumerate(pieces))
@@ -122,7 +127,7 @@ def _spell_out(tokenizer: Any, text: str, data: bytes, special_ids: frozenset[in
     return tokens
 
 
-def _fill_template(tokenizer: Any, messages: Sequence[Message]) -> str:
+def _fill_template(tokenizer: Any, messages: Sequence[Message], to_complete: bool) -> str:
     from jinja2 import TemplateError
 
     if not tokenizer.chat_template:
@@ -132,7 +137,9 @@ def _fill_template(tokenizer: Any, messages: Sequence[Message]) -> str:
             remedy="set chat_template in the config: the path of a .jinja file, or `plain`",
         )
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=to_complete
+        )
     except TemplateError as error:
         roles = ", ".join(m["role"] for m in messages)
         raise DataError(

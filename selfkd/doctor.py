@@ -14,9 +14,11 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from selfkd.errors import UsageError
 from selfkd.hardware import available_gib, cores, has_gpu, memory_gib
 from selfkd.models import cache_dir
 from selfkd.repair import Problem, check_run
+from selfkd.sandbox.box import Sandbox
 
 MEMORY_GIB = 6.0
 """What training and sampling a 135M model take together."""
@@ -250,8 +252,11 @@ def _ray_address() -> Check:
 
 
 def _sandbox() -> Check:
-    found = shutil.which("bwrap")
-    return Check("bubblewrap", True, found or "absent; only judges that run code need it")
+    try:
+        Sandbox().check()
+    except UsageError as error:
+        return Check("sandbox", True, f"none, which only the judge `code` needs: {error}")
+    return Check("sandbox", True, "bubblewrap runs")
 
 
 # -- reports ------------------------------------------------------------------------------------

@@ -38,13 +38,21 @@ class JudgePool:
     """Judge processes of one judge, started when there is something to judge."""
 
     def __init__(
-        self, judge: JudgeSpec, cluster: Cluster, *, workers: int, timeout: float, check: Check
+        self,
+        judge: JudgeSpec,
+        cluster: Cluster,
+        *,
+        workers: int,
+        timeout: float,
+        check: Check,
+        folder: Path | None = None,
     ) -> None:
         """`timeout` is the longest silence for one sample, or one call of a class or TRL judge,
-        in seconds; a call that is too slow is made again sample by sample."""
+        in seconds; a call that is too slow is made again sample by sample. `folder` keeps what
+        servers answer, so that it is not paid for again."""
         self._count = workers
         self._check = check
-        self._workers = [_Worker(judge, cluster, workers, timeout) for _ in range(workers)]
+        self._workers = [_Worker(judge, cluster, workers, timeout, folder) for _ in range(workers)]
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()  # the warm one first
         for worker in self._workers:
             self._idle.put(worker)
@@ -117,8 +125,11 @@ class _Lost(Exception):
 class _Worker:
     """One judge process at a time, replaced when it is lost."""
 
-    def __init__(self, judge: JudgeSpec, cluster: Cluster, workers: int, timeout: float) -> None:
+    def __init__(
+        self, judge: JudgeSpec, cluster: Cluster, workers: int, timeout: float, folder: Path | None
+    ) -> None:
         self._judge = judge
+        self._folder = str(folder) if folder else None
         self._cluster = cluster
         self._threads = max(1, cores() // workers)
         self._timeout = timeout
@@ -231,6 +242,7 @@ class _Worker:
             self._timeout,
             paths,
             structured,
+            self._folder,
             threads=self._threads,
             concurrency=2 if self._judge.calls else 1,  # one to judge, one to be answered
         )

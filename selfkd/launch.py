@@ -12,6 +12,7 @@ import yaml
 
 from selfkd.config import Resolved, resolve
 from selfkd.errors import DataError, SelfkdError, Stopped, UsageError
+from selfkd.judging import resolve_judge
 from selfkd.ledger import Ledger, broken, make_directory, now, write_atomically
 from selfkd.locks import RunLock
 from selfkd.progress import Reporter
@@ -166,8 +167,11 @@ def _settled(
     document = resolved.document()
     old, new = flatten(raw), flatten(document)
     changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+    free = [key for key in ("judge", "gold_judge") if _same_judge(raw.get(key), document.get(key))]
     refused = [
-        f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in changed if not OPERATIONAL.fullmatch(k)
+        f"{k}: {old.get(k)!r} -> {new.get(k)!r}"
+        for k in changed
+        if not OPERATIONAL.fullmatch(k) and k.partition(".")[0] not in free
     ]
     if head["loop_identity"] != resolved.loop.identity:
         refused.append(f"the code of loop {resolved.loop.name} ({resolved.loop.source})")
@@ -180,6 +184,17 @@ def _settled(
     if changed:
         _write(path, head, document)
     return resolved
+
+
+def _same_judge(old: Any, new: Any) -> bool:
+    """Whether two judges differ at most in how they are carried out, such as in a budget."""
+    if old is None or new is None:
+        return False
+    try:
+        one, other = (resolve_judge(value, Path.cwd()).identity() for value in (old, new))
+    except UsageError:
+        return False
+    return one == other
 
 
 def _create(path: Path, resolved: Resolved, *, parent: Mapping[str, Any] | None) -> None:

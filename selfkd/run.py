@@ -187,6 +187,7 @@ class Run:
                 workers=settings.workers,
                 timeout=settings.timeout,
                 check=self._check_stop,
+                folder=self.ledger.path / "judging",
             )
         return self._judges[identity].judge_batches(batches, calls)
 

@@ -575,3 +575,24 @@ def test_bad_samples_are_named_by_line(tmp_path: Path, line: str, message: str) 
     file.write_text('{"prompt": "a", "completion": "b", "answer": "1"}\n' + line + "\n")
     with pytest.raises(DataError, match=re.escape(f"{file}:2: ") + message):
         read_samples_file(file, needs_answer=True)
+
+
+def test_a_judge_that_lacks_something_says_so_with_its_own_remedy(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "picky.py").write_text(
+        "import selfkd\n"
+        "from selfkd.errors import UsageError\n"
+        "def check(options):\n"
+        "    if options.tool:\n"
+        "        raise UsageError(f'there is no {options.tool}', remedy='install it')\n"
+        "@selfkd.judge('picky', ready=check)\n"
+        "def picky(sample, *, tool: str = ''):\n"
+        "    return 1\n"
+    )
+    JudgeSpec(f"{tmp_path}/picky.py:picky").check_ready()
+    spec = JudgeSpec(f"{tmp_path}/picky.py:picky", {"tool": "hammer"})
+    pool = pool_of(spec, cluster)
+    with pytest.raises(UsageError, match="there is no hammer — install it"):
+        list(pool.judge_batches(iter([batch("a")])))
+    pool.close()
