@@ -20,6 +20,7 @@ from selfkd.hardware import cores
 from selfkd.judgehost import CALL, JudgeHost, Row
 from selfkd.judging import JudgeSpec
 from selfkd.records import Sample, Status, Verdict
+from selfkd.verdictcache import Store, VerdictCache
 
 GRACE = 1.0
 """Seconds of silence allowed beyond the time-out of a sample: verdicts travel in groups."""
@@ -36,10 +37,19 @@ class JudgePool:
     """Judge processes of one judge, started when there is something to judge."""
 
     def __init__(
-        self, judge: JudgeSpec, cluster: Cluster, *, workers: int, timeout: float, check: Check
+        self,
+        judge: JudgeSpec,
+        cluster: Cluster,
+        *,
+        workers: int,
+        timeout: float,
+        check: Check,
+        cache: VerdictCache | None = None,
     ) -> None:
         """`timeout` is the longest silence for one sample, or one call of a class or TRL judge,
-        in seconds; a call that is too slow is made again sample by sample."""
+        in seconds; a call that is too slow is made again sample by sample. What `cache` holds is
+        not judged."""
+        self._cache = cache
         self._count = workers
         self._check = check
         self._workers = [_Worker(judge, cluster, workers, timeout) for _ in range(workers)]
@@ -69,6 +79,8 @@ class JudgePool:
         self._threads.shutdown(cancel_futures=True)
         for worker in self._workers:
             worker.stop()
+        if self._cache:
+            self._cache.close()
 
     def _judge(
         self, batch: list[Sample], payload: list[bytes], cancelled: threading.Event
@@ -77,12 +89,18 @@ class JudgePool:
             if cancelled.is_set():
                 raise _Cancelled
 
+        def ask(owed: list[int], store: Store) -> list[Verdict]:
+            samples, parts = [batch[i] for i in owed], [payload[i] for i in owed]
+            worker = self._idle.get()
+            try:
+                return worker.judge(samples, parts, check, store)
+            finally:
+                self._idle.put(worker)
+
         check()
-        worker = self._idle.get()
-        try:
-            return worker.judge(batch, payload, check)
-        finally:
-            self._idle.put(worker)
+        if self._cache:
+            return self._cache.serve(batch, ask)
+        return ask(list(range(len(batch))), lambda group: None)
 
     def _result(self, future: Future[list[Verdict]]) -> list[Verdict]:
         while not wait([future], timeout=0.25).done:
@@ -115,16 +133,19 @@ class _Worker:
         self._losses = 0
 
     def judge(
-        self, samples: Sequence[Sample], payload: Sequence[bytes], check: Check
+        self, samples: Sequence[Sample], payload: Sequence[bytes], check: Check, store: Store
     ) -> list[Verdict]:
-        """A verdict for each sample, in order, whatever the judge does to its process."""
+        """A verdict for each sample, in order, whatever the judge does to its process; `store` is
+        given them as they come."""
         found: dict[int, Verdict] = {}
         alone, blamed = 0, False  # how many to judge one by one; whether one was at fault
         while owed := [i for i in range(len(samples)) if i not in found]:
             part = owed[:1] if alone else owed
             try:
-                for position, *fields in self._rows([payload[i] for i in part], check):
-                    found[part[position]] = self._verdict(samples[part[position]], *fields)
+                for rows in self._rows([payload[i] for i in part], check):
+                    group = [(part[p], self._verdict(samples[part[p]], *f)) for p, *f in rows]
+                    store(group)
+                    found |= group
                     self._losses = 0
             except _Lost as lost:
                 if alone:
@@ -146,14 +167,14 @@ class _Worker:
         one_call = self._judge.plugin.kind in ("class", "trl")
         return min(CALL, len(owed)) if one_call else len(owed)
 
-    def _rows(self, payload: Sequence[bytes], check: Check) -> Iterator[Row]:
-        """What the process says of the pickled samples; _Lost if it is lost meanwhile."""
+    def _rows(self, payload: Sequence[bytes], check: Check) -> Iterator[list[Row]]:
+        """What the process says of the pickled samples, in groups; _Lost if it is lost
+        meanwhile."""
         self._start(check)
         stream = self._actor.judge.options(num_returns="streaming").remote(payload)
         what, silence = f"judge {self._judge.name}", self._timeout + GRACE
         try:
-            for rows in self._cluster.stream(stream, what, timeout=silence, check=check):
-                yield from rows
+            yield from self._cluster.stream(stream, what, timeout=silence, check=check)
         except ActorLost as error:
             self.stop()
             raise _Lost("error", "it ended its process (an exit, a crash or no memory)") from error

@@ -15,14 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
 from selfkd.errors import DataError, UsageError
 from selfkd.options import Options
-from selfkd.plugins import JudgePlugin, absolute_spec, find_judge
+from selfkd.plugins import JudgePlugin, Scope, absolute_spec, find_judge
 from selfkd.records import Verdict, content_hash
 
 FAILURES = ("error", "timeout")
@@ -61,6 +61,18 @@ class JudgeSpec:
         """Whether every prompt must have a reference answer."""
         return self._says("needs_answer")
 
+    @property
+    def cacheable(self) -> Scope | None:
+        """What its verdicts depend on, where they may be kept and used again."""
+        said = self._said("cacheable")
+        if said not in (None, False, *get_args(Scope)):
+            raise UsageError(
+                f"judge {self.name!r} says cacheable = {said!r}",
+                where=self.plugin.source,
+                remedy="say 'sample' or 'prompt', or nothing",
+            )
+        return said or None
+
     def identity(self) -> str:
         """Hash of the judge's source and of its options, defaults included."""
         options = self.validate().model_dump(mode="json")
@@ -97,8 +109,11 @@ class JudgeSpec:
             raise _wrong_option(self.name, model, error) from error
 
     def _says(self, what: str) -> bool:
+        return bool(self._said(what))
+
+    def _said(self, what: str) -> Any:
         said = getattr(self.plugin.target, what, None)
-        return bool(said(self.validate()) if callable(said) else said)
+        return said(self.validate()) if callable(said) else said
 
 
 def resolve_judge(value: str | Mapping[str, Any] | None, base: Path) -> JudgeSpec:

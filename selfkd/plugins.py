@@ -24,6 +24,8 @@ JudgeKind = Literal["function", "async", "class", "trl"]
 
 Said = bool | Callable[[Any], bool] | None
 """What a judge says of itself: yes, no, nothing, or a function of its options."""
+Scope = Literal["sample", "prompt"]
+"""What a verdict depends on: its sample alone, or all samples of the prompt."""
 
 T = TypeVar("T")
 
@@ -46,13 +48,21 @@ def loop(name: str, *, paper: str = "", options: type | None = None) -> Callable
     return _marker(_Mark("loop", name, paper, options))
 
 
-def judge(name: str, *, gold: Said = None, needs_answer: Said = None) -> Callable[[T], T]:
+def judge(
+    name: str,
+    *,
+    gold: Said = None,
+    needs_answer: Said = None,
+    cacheable: Scope | Callable[[Any], Scope | None] | None = None,
+) -> Callable[[T], T]:
     """Register a judge function or class under a name of its own.
 
     `gold`: it compares with the reference answer. `needs_answer`: prompts without one are refused
-    before the run starts. A class may say both as class variables instead.
+    before the run starts. `cacheable`: its verdicts cost so much that they are kept for good; they
+    depend on the text of the sample, or on all texts of its prompt, and on nothing else but its
+    options. A class may say these as class variables instead.
     """
-    said = {"gold": gold, "needs_answer": needs_answer}
+    said = {"gold": gold, "needs_answer": needs_answer, "cacheable": cacheable}
     return _marker(_Mark("judge", name), **{k: v for k, v in said.items() if v is not None})
 
 

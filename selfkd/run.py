@@ -27,6 +27,7 @@ from selfkd.sampling.actor import EngineOptions
 from selfkd.sampling.pool import SamplerPool
 from selfkd.tables import Samples, Scored
 from selfkd.training.base import TrainJob, TrainReport
+from selfkd.verdictcache import VerdictCache
 
 
 class EndOfRun(Exception):
@@ -86,6 +87,7 @@ class Run:
         self._check_stop = check_stop
         self._trainer: Any = None
         self._judges: dict[str, JudgePool] = {}
+        self._verdicts: dict[str, VerdictCache] = {}
         self.sampler = self._make_sampler()
 
     # -- for loops ------------------------------------------------------------------------------
@@ -129,17 +131,31 @@ class Run:
         self, judge: JudgeSpec, batches: Iterator[list[Sample]]
     ) -> Iterator[list[Verdict]]:
         """Verdicts of each batch in order; judging runs in worker processes of its own."""
-        identity = judge.identity()
+        identity, settings = judge.identity(), self.config.judging
+        scope = judge.cacheable if settings.cache else None
         if identity not in self._judges:
-            settings = self.config.judging
+            if scope:
+                self._verdicts[identity] = VerdictCache(identity, scope)
             self._judges[identity] = JudgePool(
                 judge,
                 self._cluster,
                 workers=settings.workers,
                 timeout=settings.timeout,
                 check=self._check_stop,
+                cache=self._verdicts.get(identity),
             )
-        return self._judges[identity].judge_batches(batches)
+        yield from self._judges[identity].judge_batches(batches)
+        if scope:
+            self._tell_of(self._verdicts[identity], judge.name)
+
+    def _tell_of(self, cache: VerdictCache, judge: str) -> None:
+        """Say how much the cache saved, and what is wrong with it."""
+        if cache.hits:
+            text = f"judge {judge}: {cache.hits} verdicts were known and not asked for again"
+            self.emit("message", text=text)
+        if cache.complaint:
+            self.emit("message", text=cache.complaint, level="warning")
+        cache.hits, cache.complaint = 0, ""
 
     def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
         """Run one training in the trainer process; `follow` sees each logged step."""
