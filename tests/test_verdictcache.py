@@ -1,4 +1,4 @@
-"""Verdicts that were paid for are not paid for again, whatever becomes of the process or the file."""
+"""Verdicts that were paid for are not paid for again, whatever becomes of process or file."""
 
 import os
 import signal
