@@ -120,6 +120,9 @@ def show(
     heldout: Annotated[
         bool, typer.Option("--heldout", help="The held-out answers instead.")
     ] = False,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="The controls planted for the judge instead.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, help="How many samples.")] = 10,
     runs: RunsDir = Path("runs"),
     as_json: Json = False,
@@ -130,7 +133,9 @@ def show(
     if kept and dropped:
         raise UsageError("--kept and --dropped exclude each other")
     which = True if kept else False if dropped else None
-    label = "heldout" if heldout else ""
+    if heldout and controls:
+        raise UsageError("--heldout and --controls exclude each other")
+    label = "heldout" if heldout else "controls" if controls else ""
     rows = show_samples(find_run(run, runs), round, kept=which, limit=limit, label=label)
     print(json.dumps(rows) if as_json else render_samples(rows))
 

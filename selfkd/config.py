@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from selfkd.controls import ControlOptions
 from selfkd.errors import UsageError
 from selfkd.judging import JudgeSpec, resolve_judge
 from selfkd.options import Options
@@ -133,6 +134,8 @@ class Config(Options):
     """Ray."""
     gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))
     """Roll-back of policies that measure worse."""
+    controls: ControlOptions = Field(default_factory=lambda: ControlOptions.model_validate({}))
+    """Completions of known worth that the judge is shown in every round."""
     on_no_signal: Literal["stop", "continue"] = "stop"
     """When a round keeps no sample: stop, or go on with the same policy."""
     on_bad_training: Literal["stop", "continue"] = "stop"

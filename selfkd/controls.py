@@ -7,7 +7,7 @@ far as it rewards none of them for what they are not. They are judged and record
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from pydantic import Field
@@ -111,6 +111,11 @@ def plant(
     return found
 
 
+def blind(controls: Iterable[Sample], policy: str) -> list[Sample]:
+    """Controls as a judge is shown them: as if `policy` had written them."""
+    return [replace(c, policy=policy, view="plain", parents=()) for c in controls]
+
+
 def check(
     controls: Iterable[tuple[str, str, float | None]], options: ControlOptions
 ) -> dict[str, KindResult]:
@@ -201,7 +206,7 @@ def _others(prompt: str, right: Mapping[str, str | None]) -> str | None:
 
 def _control(kind: Kind, honest: Sample, text: str) -> Sample:
     return Sample(
-        id=f"{honest.round}-controls-{honest.prompt.id}-{kind}",
+        id=f"{honest.round}-controls-{honest.prompt.id}-{KINDS.index(kind)}",
         prompt=honest.prompt,
         index=KINDS.index(kind),
         completion=text,

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from selfkd.cluster import Cluster
-from selfkd.controls import ControlOptions, plant
+from selfkd.controls import ControlOptions, blind, plant
 from selfkd.errors import UsageError
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec, resolve_judge
@@ -87,7 +87,7 @@ def try_judge(
             passes = [judge(samples[::-1] if k % 2 else samples) for k in range(repeats)]
             rewards = {v.sample_id: v.reward for v in passes[0]}
             planted = plant(samples, rewards, options)
-            said = judge(planted) if planted else []
+            said = judge(blind(planted, samples[0].policy)) if planted else []
         if gold_judge:
             with _judge(gold_judge, running, timeout) as judge:
                 owed = [s for s in samples if s.id not in gold]

@@ -20,9 +20,10 @@ from selfkd.records import (
     read_rows,
 )
 from selfkd.rules import Rule
-from selfkd.rundir import HELDOUT
+from selfkd.rundir import CONTROLS, HELDOUT
 from selfkd.sampling.base import Sampling
 from selfkd.tables import Kept, Pairs, Samples, Scored
+from selfkd.verbs.control import judge_controls
 from selfkd.verbs.demonstrate import record_demonstrations
 from selfkd.verbs.generate import sample_shards
 from selfkd.verbs.judge import judge_shards
@@ -44,6 +45,7 @@ class Round:
         self.number = number
         self.policy = policy
         self.rng = np.random.default_rng([run.config.seed, number])
+        self._controlled = False
 
     # -- generate -------------------------------------------------------------------------------
 
@@ -131,7 +133,24 @@ class Round:
         step = self._step("judge", label, args, samples.count)
         scored = Scored(step, samples, lambda: judge_shards(self, step, samples, judge))
         self.run.owed.insert(0, scored)  # before its samples, which it takes as they come
+        if label != HELDOUT and judge.identity() == self.run.judge.identity():
+            self._add_controls(scored, judge)
         return scored
+
+    def _add_controls(self, scored: Scored, judge: JudgeSpec) -> None:
+        """Once a round, have controls judged after the samples, if the config asks for them."""
+        options = self.run.config.controls
+        if not options.per_round or self._controlled:
+            return
+        self._controlled = True
+        args = {
+            "scored": scored.step.fingerprint,
+            "judge": judge.identity(),
+            "controls": options.model_dump(exclude={"action"}),
+        }
+        verbs = ("prompts", "generate", "judge")
+        prompts, planted, judged = (self._step(verb, CONTROLS, args, 0) for verb in verbs)
+        scored.then = lambda: judge_controls(self, prompts, planted, judged, scored, judge)
 
     def score(
         self,

@@ -27,6 +27,10 @@ from selfkd.records import DECISIONS, EXAMPLES, PROMPTS, SAMPLES, VERDICTS
 
 HELDOUT = "heldout"
 """Label of the steps that measure a policy on held-out prompts."""
+CONTROLS = "controls"
+"""Label of the steps that hold completions of known worth, planted for the judge."""
+APART = (HELDOUT, CONTROLS)
+"""Labels of samples that are never learnt from."""
 
 State = Literal["running", "finished", "stopped", "failed"]
 

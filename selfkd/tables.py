@@ -60,12 +60,17 @@ class Scored:
     def __init__(self, step: Step, samples: Samples, produce: Callable[[], None]) -> None:
         self.step = step
         self.samples = samples
+        self.then: Callable[[], None] | None = None
+        """Called once when all are judged, recorded or not, before anybody uses the verdicts."""
         self._produce = produce
 
     def wait(self) -> None:
         """Have what is still missing judged."""
         if not self.step.finished:
             self._produce()
+        if then := self.then:
+            self.then = None
+            then()
 
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:
