@@ -1,6 +1,7 @@
 """Chat messages to tokens: the one place where sampler and trainer get their prompts from."""
 
 import re
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,10 @@ PLAIN = (
     "{% if m.role == 'user' %}{{ '\n' }}{% else %}{{ '\n\n' }}{% endif %}{% endfor %}"
 )
 """Template without roles: a line break ends a question, a blank line ends an answer."""
+
+
+_tokenizing = threading.Lock()
+"""A tokenizer's settings are its own state, and threads that generate and judge share it."""
 
 
 def load_tokenizer(path: str | Path, chat_template: str | None = None) -> Any:
@@ -41,10 +46,17 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     template or its template refuses the messages.
     """
     messages = [{key: _encodable(text) for key, text in m.items()} for m in messages]
-    special, ids = _special_tokens(tokenizer, len(tokenizer))
-    if any(special.search(text) for m in messages for text in m.values()):
-        return _render_guarded(tokenizer, messages, special, ids)
-    return tokenizer(_fill_template(tokenizer, messages), add_special_tokens=False)["input_ids"]
+    with _tokenizing:
+        special, ids = _special_tokens(tokenizer, len(tokenizer))
+        if any(special.search(text) for m in messages for text in m.values()):
+            return _render_guarded(tokenizer, messages, special, ids)
+        return tokenizer(_fill_template(tokenizer, messages), add_special_tokens=False)["input_ids"]
+
+
+def tokens_of(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a text that stands alone; the text of a special token is ordinary text."""
+    with _tokenizing:
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def _render_guarded(

@@ -36,6 +36,9 @@ def judge_test(
     threshold: Annotated[
         float | None, typer.Option(help="Reward from which a sample counts as right.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Who answers a judge that asks the run's own policy.")
+    ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a sample may take.")] = 60.0,
     show: Annotated[int, typer.Option(min=0, help="How many verdicts to print.")] = 10,
     as_json: Json = False,
@@ -55,6 +58,7 @@ def judge_test(
         repeats=repeats,
         controls=ControlOptions.model_validate({"per_round": controls, "score": top_score}),
         gold_judge=spec_of(gold) if gold else None,
+        model=model,
     )
     card = report_card(trial, threshold)
     if not as_json:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from selfkd.assembly import engine_kind, gpu_share
 from selfkd.cluster import Cluster
 from selfkd.controls import ControlOptions, blind, plant
 from selfkd.errors import UsageError
@@ -16,6 +17,7 @@ from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec, resolve_judge
 from selfkd.records import Sample, Verdict
 from selfkd.samplefile import Labelled
+from selfkd.samplers import calls_of_model
 
 BATCH = 256
 
@@ -44,8 +46,9 @@ class Trial:
 
     @property
     def sees_prompts(self) -> bool:
-        """Whether the judge is shown a prompt's samples together, so that their order may count."""
-        return self.spec.plugin.kind in ("class", "trl")
+        """Whether the judge may look at a prompt's samples together, so that their order counts."""
+        lists = self.spec.plugin.kind in ("class", "trl")
+        return self.spec.compares or (lists and not self.spec.calls)
 
 
 def spec_of(judge: str, options: Sequence[str] = ()) -> JudgeSpec:
@@ -72,24 +75,26 @@ def try_judge(
     repeats: int = 1,
     controls: ControlOptions | None = None,
     gold_judge: JudgeSpec | None = None,
+    model: str | None = None,
     cluster: Cluster | None = None,
 ) -> Trial:
     """Have samples judged `repeats` times, and the controls once; `timeout` in seconds a sample.
 
-    `gold_judge` gives the labels of samples without one. Nothing comes from the verdict cache: a
-    verdict from there would say nothing of the judge. On a cluster of its own unless given one.
+    `gold_judge` gives the labels of samples without one, `model` answers a judge that asks the
+    run's sampler. Nothing comes from the verdict cache: a verdict from there would say nothing of
+    the judge. On a cluster of its own unless given one.
     """
     samples, gold = labelled.samples, dict(labelled.gold)
     options = controls or ControlOptions.model_validate({})
     place = contextlib.nullcontext(cluster) if cluster else Cluster("local", timeout=60)
     with place as running:
-        with _judge(spec, running, timeout) as judge:
+        with _judge(spec, running, timeout, model) as judge:
             passes = [judge(samples[::-1] if k % 2 else samples) for k in range(repeats)]
             rewards = {v.sample_id: v.reward for v in passes[0]}
             planted = plant(samples, rewards, options)
             said = judge(blind(planted, samples[0].policy)) if planted else []
         if gold_judge:
-            with _judge(gold_judge, running, timeout) as judge:
+            with _judge(gold_judge, running, timeout, model) as judge:
                 owed = [s for s in samples if s.id not in gold]
                 gold |= {v.sample_id: v.reward for v in judge(owed) if v.reward is not None}
     places = {s.id: i for i, s in enumerate(samples)}
@@ -98,13 +103,18 @@ def try_judge(
 
 
 @contextlib.contextmanager
-def _judge(spec: JudgeSpec, cluster: Cluster, timeout: float) -> Iterator[Judge]:
+def _judge(spec: JudgeSpec, cluster: Cluster, timeout: float, model: str | None) -> Iterator[Judge]:
     """A judge as a function of samples; of one call, those of one prompt come together."""
     pool = JudgePool(spec, cluster, workers=1, timeout=timeout, check=lambda: None)
+    answering = contextlib.nullcontext()
+    if model and spec.engine:
+        kind, _ = engine_kind("auto")
+        answering = calls_of_model(model, cluster, kind, gpus=gpu_share(None))
     try:
-        yield lambda samples: [
-            v for verdicts in pool.judge_batches(_batches(samples)) for v in verdicts
-        ]
+        with answering as calls:
+            yield lambda samples: [
+                v for verdicts in pool.judge_batches(_batches(samples), calls) for v in verdicts
+            ]
     finally:
         pool.close()
 

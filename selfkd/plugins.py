@@ -24,8 +24,9 @@ JudgeKind = Literal["function", "async", "class", "trl"]
 
 Said = bool | Callable[[Any], bool] | None
 """What a judge says of itself: yes, no, nothing, or a function of its options."""
-Scope = Literal["sample", "prompt"]
-"""What a verdict depends on: its sample alone, or all samples of the prompt."""
+Engine = str | Callable[[Any], str | None] | None
+"""Which policy a judge asks: `own` (the round's), a policy's name, none, or a function of its
+options."""
 
 T = TypeVar("T")
 
@@ -53,16 +54,26 @@ def judge(
     *,
     gold: Said = None,
     needs_answer: Said = None,
-    cacheable: Scope | Callable[[Any], Scope | None] | None = None,
+    calls: Said = None,
+    engine: Engine = None,
+    writes: Said = None,
+    compares: Said = None,
+    cacheable: Said = None,
 ) -> Callable[[T], T]:
     """Register a judge function or class under a name of its own.
 
     `gold`: it compares with the reference answer. `needs_answer`: prompts without one are refused
-    before the run starts. `cacheable`: its verdicts cost so much that they are kept for good; they
-    depend on the text of the sample, or on all texts of its prompt, and on nothing else but its
-    options. A class may say these as class variables instead.
+    before the run starts. `calls`: it asks a language model (`selfkd.judgecalls`), so it may wait
+    long. `engine`: which policy of the run it asks. `writes`: what it is told are judgements that a
+    run records. `compares`: it looks at all samples of a prompt together. `cacheable`: its verdicts
+    cost so much that they are kept for good; they depend on what it is shown of the prompt and the
+    completion (of all completions, if it compares), and not on ids, tokens or policies.
+
+    A judge with a parameter `caller` calls, asks the round's own policy and writes, unless it says
+    otherwise. A class may say all of these as class variables instead.
     """
-    said = {"gold": gold, "needs_answer": needs_answer, "cacheable": cacheable}
+    said: dict[str, Any] = {"gold": gold, "needs_answer": needs_answer, "calls": calls}
+    said |= {"engine": engine, "writes": writes, "compares": compares, "cacheable": cacheable}
     return _marker(_Mark("judge", name), **{k: v for k, v in said.items() if v is not None})
 
 

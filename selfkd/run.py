@@ -10,20 +10,20 @@ from typing import Any, Literal
 from selfkd.chat import render
 from selfkd.cluster import ActorLost, Cluster, kill
 from selfkd.config import Resolved
-from selfkd.errors import DataError, InfrastructureError
+from selfkd.enginecalls import EngineCalls
+from selfkd.errors import DataError, InfrastructureError, UsageError
 from selfkd.gate import paired_test
-from selfkd.hardware import compute_dtype
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
 from selfkd.ledger import Ledger, Step, write_atomically
 from selfkd.metrics import alarms, round_rows
-from selfkd.policies import Policies
+from selfkd.policies import Policies, Policy
 from selfkd.progress import Reporter
 from selfkd.prompts import PromptSource
 from selfkd.records import Message, Prompt, Sample, Verdict
 from selfkd.round import Round
 from selfkd.rundir import HELDOUT
-from selfkd.sampling.actor import EngineOptions
+from selfkd.samplers import make_sampler
 from selfkd.sampling.pool import SamplerPool
 from selfkd.tables import Samples, Scored
 from selfkd.training.base import TrainJob, TrainReport
@@ -87,7 +87,6 @@ class Run:
         self._check_stop = check_stop
         self._trainer: Any = None
         self._judges: dict[str, JudgePool] = {}
-        self._verdicts: dict[str, VerdictCache] = {}
         self.sampler = self._make_sampler()
 
     # -- for loops ------------------------------------------------------------------------------
@@ -96,6 +95,21 @@ class Run:
     def heldout(self) -> list[Prompt]:
         """The fixed held-out prompts; never trained on."""
         return self.prompts.heldout()
+
+    @property
+    def blind_judge(self) -> JudgeSpec:
+        """The judge, which must not see reference answers: UsageError where it compares with them.
+
+        For loops that are to learn without labels.
+        """
+        name = self.judge.name
+        if self.judge.gold:
+            raise UsageError(
+                f"{self.config.loop} learns without labels, and judge {name!r} compares with them",
+                where="judge",
+                remedy=f"write gold_judge: {name}, which only measures, and another judge",
+            )
+        return self.judge
 
     def rounds(self, count: int) -> Iterator[Round]:
         """Measure the base on held-out, then yield rounds 0 to `count - 1`, one trained policy
@@ -127,26 +141,41 @@ class Run:
         """Tokens of chat messages, ready to be completed."""
         return render(self.setting.tokenizer, list(messages))
 
+    def calls_for(self, judge: JudgeSpec, policy: Policy | None) -> EngineCalls | None:
+        """What answers a judge's calls with the run's own sampler, holding `policy`; None for a
+        judge that asks no policy."""
+        if policy is None:
+            return None
+        return EngineCalls(
+            self.sampler,
+            policy,
+            self.setting.tokenizer,
+            self.setting.context,
+            keep=judge.writes,
+        )
+
     def judge_batches(
-        self, judge: JudgeSpec, batches: Iterator[list[Sample]]
+        self,
+        judge: JudgeSpec,
+        batches: Iterator[list[Sample]],
+        calls: EngineCalls | None = None,
     ) -> Iterator[list[Verdict]]:
         """Verdicts of each batch in order; judging runs in worker processes of its own."""
         identity, settings = judge.identity(), self.config.judging
-        scope = judge.cacheable if settings.cache else None
+        asked = calls.policy.fingerprint if calls else ""
+        keep = judge.cacheable and settings.cache
+        cache = VerdictCache(f"{identity} {asked}", compares=judge.compares) if keep else None
         if identity not in self._judges:
-            if scope:
-                self._verdicts[identity] = VerdictCache(identity, scope)
             self._judges[identity] = JudgePool(
                 judge,
                 self._cluster,
                 workers=settings.workers,
                 timeout=settings.timeout,
                 check=self._check_stop,
-                cache=self._verdicts.get(identity),
             )
-        yield from self._judges[identity].judge_batches(batches)
-        if scope:
-            self._tell_of(self._verdicts[identity], judge.name)
+        yield from self._judges[identity].judge_batches(batches, calls, cache)
+        if cache:
+            self._tell_of(cache, judge.name)
 
     def _tell_of(self, cache: VerdictCache, judge: str) -> None:
         """Say how much the cache saved, and what is wrong with it."""
@@ -155,7 +184,6 @@ class Run:
             self.emit("message", text=text)
         if cache.complaint:
             self.emit("message", text=cache.complaint, level="warning")
-        cache.hits, cache.complaint = 0, ""
 
     def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
         """Run one training in the trainer process; `follow` sees each logged step."""
@@ -296,22 +324,13 @@ class Run:
                 )
 
     def _make_sampler(self) -> SamplerPool:
-        engine = self.config.engine
-        options: dict[str, Any] = {
-            "dtype": compute_dtype(engine.dtype),
-            "max_num_seqs": engine.max_num_seqs,
-        }
-        if self.setting.engine == "vllm":
-            options |= {"max_model_len": self.setting.context, "kv_cache_gib": engine.kv_cache_gib}
-        return SamplerPool(
+        return make_sampler(
             self._cluster,
-            EngineOptions(self.setting.engine, options),
+            self.config.engine,
+            self.setting.engine,
+            context=self.setting.context,
             seed=self.config.seed,
             gpus=self.setting.sampler_gpus,
-            sync=engine.sync,
-            max_restarts=engine.max_restarts,
-            start_timeout=engine.start_timeout,
-            silence_timeout=max(600.0, engine.start_timeout),
             check=self._check_stop,
         )
 

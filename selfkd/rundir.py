@@ -31,6 +31,8 @@ CONTROLS = "controls"
 """Label of the steps that hold completions of known worth, planted for the judge."""
 APART = (HELDOUT, CONTROLS)
 """Labels of samples that are never learnt from."""
+AUDIT = "audit"
+"""Label of the steps in which gold judges what another judge has judged, to compare the two."""
 
 State = Literal["running", "finished", "stopped", "failed"]
 

@@ -20,7 +20,6 @@ from typing import Any
 
 from selfkd.judging import FAILURES
 from selfkd.models import cache_root
-from selfkd.plugins import Scope
 from selfkd.records import Sample, Verdict, content_hash
 
 Positioned = list[tuple[int, Verdict]]
@@ -50,17 +49,18 @@ class VerdictCache:
     """The cached verdicts of one judge; every method may be called from several threads.
 
     `identity` says everything that a verdict depends on besides the samples, the judging policy's
-    fingerprint included where a policy judges.
+    fingerprint included where a policy judges. A verdict of a judge that `compares` depends on all
+    samples of the prompt.
     """
 
-    def __init__(self, identity: str, scope: Scope, path: Path | None = None) -> None:
+    def __init__(self, identity: str, *, compares: bool = False, path: Path | None = None) -> None:
         self.path = path or cache_file()
         self.hits = 0
         """Verdicts that were not asked for again."""
         self.complaint = ""
         """Why the cache, or a part of it, is not used; empty while all is well."""
         self._identity = identity
-        self._scope = scope
+        self._compares = compares
         self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
         self._try(lambda db: db.execute(_TABLE), self._open)
@@ -96,7 +96,7 @@ class VerdictCache:
 
     def _keys(self, samples: Sequence[Sample]) -> list[str]:
         own = [_content(s) for s in samples]
-        if self._scope == "sample":
+        if not self._compares:
             return [content_hash([self._identity, text], 32) for text in own]
         groups: dict[str, list[str]] = defaultdict(list)
         for sample, text in zip(samples, own, strict=True):
@@ -111,7 +111,7 @@ class VerdictCache:
         self, samples: Sequence[Sample], keys: Sequence[str], known: Mapping[str, Any]
     ) -> list[int]:
         missing = [i for i, key in enumerate(keys) if key not in known]
-        if self._scope == "sample":
+        if not self._compares:
             return sorted({keys[i]: i for i in reversed(missing)}.values())  # of equals the first
         prompts = {samples[i].prompt.id for i in missing}
         return [i for i, sample in enumerate(samples) if sample.prompt.id in prompts]

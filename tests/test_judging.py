@@ -145,7 +145,7 @@ class First:
     def judge(self, samples):
         return [-float(i) - 10 * (s.completion == "c") for i, s in enumerate(samples)]
 
-@selfkd.judge("paid", cacheable="sample")
+@selfkd.judge("paid", cacheable=True)
 def paid(sample, *, log: str):
     time.sleep(0.05)
     with open(log, "a") as file:
@@ -608,17 +608,16 @@ def test_verdicts_that_came_before_a_stop_are_not_paid_again(
             raise KeyError("stop")
 
     spec = resolve_judge({"use": "./my_judges.py:paid", "log": str(log)}, folder)
-    scope = spec.cacheable
-    assert scope == "sample"
-    cache = VerdictCache(spec.identity(), scope, tmp_path / "verdicts")
-    pool = pool_of(spec, cluster, check=check, cache=cache)
+    assert spec.cacheable
+    cache = VerdictCache(spec.identity(), path=tmp_path / "verdicts")
+    pool = pool_of(spec, cluster, check=check)
     with pytest.raises(KeyError, match="stop"):
-        list(pool.judge_batches(iter([samples])))
+        list(pool.judge_batches(iter([samples]), cache=cache))
     pool.close()
     paid = log.read_text().splitlines()
-    cache = VerdictCache(spec.identity(), scope, tmp_path / "verdicts")
-    pool = pool_of(spec, cluster, cache=cache)
-    (verdicts,) = pool.judge_batches(iter([samples]))
+    cache = VerdictCache(spec.identity(), path=tmp_path / "verdicts")
+    pool = pool_of(spec, cluster)
+    (verdicts,) = pool.judge_batches(iter([samples]), cache=cache)
     known = cache.hits
     pool.close()
     again = log.read_text().splitlines()[len(paid) :]

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from selfkd.errors import UsageError
 from selfkd.judging import resolve_judge
-from selfkd.plugins import Scope
 from selfkd.records import Prompt, Sample, Verdict
 from selfkd.verdictcache import Store, VerdictCache, cache_file
 
@@ -46,10 +44,10 @@ def serve(
     path: Path,
     samples: list[Sample],
     identity: str = "id",
-    scope: Scope = "sample",
+    compares: bool = False,
     **fields: object,
 ) -> tuple[list[Verdict], list[str], VerdictCache]:
-    cache, judge = VerdictCache(identity, scope, path), Judge(samples, **fields)
+    cache, judge = VerdictCache(identity, compares=compares, path=path), Judge(samples, **fields)
     verdicts = cache.serve(samples, judge)
     cache.close()
     return verdicts, judge.asked, cache
@@ -91,12 +89,12 @@ def test_whatever_the_judge_is_shown_is_part_of_the_key(tmp_path: Path) -> None:
 def test_a_verdict_on_a_prompt_depends_on_all_its_samples(tmp_path: Path) -> None:
     path = tmp_path / "v"
     both = [sample("x"), sample("y"), sample("x", "other")]
-    serve(path, both, scope="prompt")
-    assert serve(path, both, scope="prompt")[1] == []
+    serve(path, both, compares=True)
+    assert serve(path, both, compares=True)[1] == []
     more = [*both, sample("z", "other")]
-    assert serve(path, more, scope="prompt")[1] == ["other-x-0", "other-z-0"]
+    assert serve(path, more, compares=True)[1] == ["other-x-0", "other-z-0"]
     copies = [sample("x", number=k) for k in range(2)]  # a vote counts them
-    assert serve(path, copies, scope="prompt")[1] == [s.id for s in copies]
+    assert serve(path, copies, compares=True)[1] == [s.id for s in copies]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +161,7 @@ from selfkd.records import Prompt, Sample
 from selfkd.verdictcache import VerdictCache
 
 who, path = sys.argv[1], Path(sys.argv[2])
-cache = VerdictCache("id", "sample", path)
+cache = VerdictCache("id", path=path)
 for k in range(100_000):
     one = Sample("s", Prompt.of("q", "a"), 0, f"{who} {k}")
     def ask(owed, store):
@@ -208,22 +206,21 @@ def test_the_file_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_a_judge_says_whether_its_verdicts_may_be_kept(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import selfkd\n"
-        "@selfkd.judge('paid', cacheable='sample')\n"
+        "@selfkd.judge('paid', cacheable=True)\n"
         "def paid(sample):\n    return 1\n"
         "class Group:\n"
-        "    cacheable = 'prompt'\n"
+        "    cacheable = compares = True\n"
         "    def judge(self, samples):\n        return [1.0] * len(samples)\n"
-        "@selfkd.judge('either', cacheable=lambda options: 'sample' if options.frozen else None)\n"
+        "@selfkd.judge('either', cacheable=lambda options: options.frozen)\n"
         "def either(sample, *, frozen: bool = False):\n    return 1\n"
-        "@selfkd.judge('odd', cacheable='always')\n"
-        "def odd(sample):\n    return 1\n"
+        "@selfkd.judge('own', cacheable=True)\n"
+        "def own(sample, caller):\n    return 1\n"
     )
 
-    def scope(use: str, **options: object) -> Scope | None:
+    def kept(use: str, **options: object) -> bool:
         return resolve_judge({"use": f"mine.py:{use}", **options}, tmp_path).cacheable
 
-    assert scope("paid") == "sample" and scope("Group") == "prompt"
-    assert scope("either") is None and scope("either", frozen=True) == "sample"
-    assert resolve_judge("number", tmp_path).cacheable is None
-    with pytest.raises(UsageError, match="says cacheable = 'always'"):
-        scope("odd")
+    assert kept("paid") and kept("Group")
+    assert not kept("either") and kept("either", frozen=True)
+    assert not kept("own")  # what it is told is recorded, so it has to be told
+    assert not resolve_judge("number", tmp_path).cacheable

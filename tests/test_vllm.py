@@ -20,7 +20,7 @@ from selfkd.cluster import Cluster
 from selfkd.errors import DataError, InfrastructureError
 from selfkd.records import EXAMPLES, Example, rows_table
 from selfkd.sampling.actor import Agreement, Canary, Shard
-from selfkd.sampling.base import Completion, Request, Sampling
+from selfkd.sampling.base import Completion, Request, Sampling, Work
 from selfkd.sampling.pool import CACHES_LIMIT, WEIGHTS_LIMIT, SamplerPool
 from selfkd.training.base import TrainJob, TrainOptions
 from tests.engines import canary_of, drawn, edited, inside, make_pool, process
@@ -220,10 +220,10 @@ def test_an_abandoned_generation_leaves_nothing_behind(
     pool: SamplerPool, smollm2: Path, requests: list[Request]
 ) -> None:
     def abandon(actor: Any) -> int:
-        stream = actor._engine.generate(requests, GREEDY)
+        stream = actor._desk.answers("base", Work(tuple(requests), GREEDY))
         next(stream)
         stream.close()
-        return actor._engine._engine.get_num_unfinished_requests()
+        return actor._desk.alone(lambda engine: engine._engine.get_num_unfinished_requests())
 
     assert inside(pool, abandon) == 0
     assert len(sampled(pool, smollm2, requests, GREEDY)) == 8

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from selfkd.controls import blind, check, failing, plant
+from selfkd.controls import CONTROL, blind, check, failing, plant
+from selfkd.enginecalls import EngineCalls
 from selfkd.errors import DataError
 from selfkd.judging import JudgeSpec
 from selfkd.ledger import Step
@@ -26,7 +27,13 @@ if TYPE_CHECKING:
 
 
 def judge_controls(
-    round: "Round", prompts: Step, planted: Step, judged: Step, scored: Scored, judge: JudgeSpec
+    round: "Round",
+    prompts: Step,
+    planted: Step,
+    judged: Step,
+    scored: Scored,
+    judge: JudgeSpec,
+    calls: EngineCalls | None,
 ) -> None:
     """Plant the controls, have them judged, and stop a run whose config says so if they fail.
 
@@ -38,11 +45,11 @@ def judge_controls(
         _record(round, prompts, planted, plant(scored.samples.rows, rewards, options))
     if not judged.finished:
         known = list({p.id: p for p in scored.samples.prompts}.values())
-        controls = Samples(planted, known, 1, lambda: iter(())).rows
+        controls = Samples(planted, known, 1, lambda: iter(()), CONTROL).rows
         judged.started = time.monotonic()
         if controls and not judged.has(0):
             shown = blind(controls, scored.samples.rows[0].policy)
-            (verdicts,) = round.run.judge_batches(judge, iter([shown]))
+            (verdicts,) = round.run.judge_batches(judge, iter([shown]), calls)
             judged.write(0, rows_table(verdicts, VERDICTS))
         verdicts = [v for table in judged.tables() for v in read_rows(table, Verdict)]
         by_id = {v.sample_id: v.reward for v in verdicts}

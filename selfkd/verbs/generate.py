@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfkd.ledger import Step
 from selfkd.policies import Policy
@@ -38,7 +38,7 @@ def sample_shards(
     for item in stream:
         if isinstance(item, Shard):
             batch = [
-                _sample(round, step, prompt, k, completion, policy.name, view.name)
+                drawn_sample(round, step, prompt, k, completion, policy.name, view=view.name)
                 for prompt in plan[item.index]
                 for k, completion in enumerate(item.completions[prompt.id])
             ]
@@ -47,7 +47,7 @@ def sample_shards(
         else:
             done = (before + item.requests) * n
             round.progress(step, done, len(prompts) * n, tokens=item.tokens)
-    round.finish(step, _summary(step, policy, len(prompts)))
+    round.finish(step, samples_summary(step, policy.name, len(prompts)))
 
 
 def shard_plan(prompts: Sequence[Prompt], n: int) -> list[list[Prompt]]:
@@ -57,15 +57,18 @@ def shard_plan(prompts: Sequence[Prompt], n: int) -> list[list[Prompt]]:
     return [list(prompts[i : i + size]) for i in range(0, len(prompts), size)]
 
 
-def _sample(
+def drawn_sample(
     round: "Round",
     step: Step,
     prompt: Prompt,
     index: int,
     completion: Completion,
     policy: str,
-    view: str,
+    *,
+    view: str = "plain",
+    parents: tuple[str, ...] = (),
 ) -> Sample:
+    """What an engine drew, as a sample of `step`."""
     return Sample(
         id=sample_id(round, step, prompt, index),
         prompt=prompt,
@@ -76,6 +79,7 @@ def _sample(
         policy=policy,
         view=view,
         round=round.number,
+        parents=parents,
         logprob=completion.logprob,
     )
 
@@ -85,12 +89,13 @@ def sample_id(round: "Round", step: Step, prompt: Prompt, index: int) -> str:
     return f"{round.number}-{step.name}-{prompt.id}-{index}"
 
 
-def _summary(step: Step, policy: Policy, prompts: int) -> dict[str, object]:
+def samples_summary(step: Step, policy: str, prompts: int) -> dict[str, Any]:
+    """What a step of samples says of them."""
     rows = [r for t in step.tables() for r in t.select(["finish", "tokens"]).to_pylist()]
     return {
         "prompts": prompts,
         "samples": len(rows),
         "tokens": sum(len(r["tokens"]) for r in rows),
-        "policy": policy.name,
+        "policy": policy,
         "truncated": sum(r["finish"] == "length" for r in rows),
     }
