@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from selfkd.controls import failing
+
 Rows = Sequence[Mapping[str, Any]]
 Level = Literal["warning", "critical"]
 
@@ -117,6 +119,11 @@ def _judge_failures(rows: Rows) -> str:
     return f"{unscored / (scored + unscored):.0%} of the samples have no reward ({reasons})"
 
 
+def _judge_controls(rows: Rows) -> str:
+    failed = failing(rows[-1]["controls"] or {})
+    return failed and f"the judge rewards planted controls for what they are not: {failed}"
+
+
 def _coverage(rows: Rows) -> str:
     share = rows[-1]["coverage"]
     if share is None or share >= COVERAGE:
@@ -138,6 +145,7 @@ CHECKS: tuple[tuple[str, Level, Callable[[Rows], str]], ...] = (
     ("low_acceptance", "critical", _low_acceptance),
     ("high_acceptance", "warning", _high_acceptance),
     ("judge_failures", "warning", _judge_failures),
+    ("judge_controls", "critical", _judge_controls),
     ("low_coverage", "warning", _coverage),
     ("truncation", "warning", _truncation),
 )

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from selfkd.errors import SelfkdError, Stopped, UsageError
+from selfkd.judgecommands import add_judge_commands
 from selfkd.viewer.commands import Json, RunDir, RunsDir, add_commands, colour, find_run
 
 app = typer.Typer(
@@ -17,9 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Self-improvement rounds for language models, with the model as its own teacher.",
 )
-judge_app = typer.Typer(no_args_is_help=True, help="Try a judge outside a run.")
 model_app = typer.Typer(no_args_is_help=True, help="Models that selfkd can fetch by itself.")
-app.add_typer(judge_app, name="judge")
 app.add_typer(model_app, name="model")
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
@@ -108,6 +107,7 @@ def fork(
     _execute(path, resume_run(path), json_events, False)
 
 
+add_judge_commands(app)
 add_commands(app)
 
 
@@ -120,6 +120,9 @@ def show(
     heldout: Annotated[
         bool, typer.Option("--heldout", help="The held-out answers instead.")
     ] = False,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="The controls planted for the judge instead.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, help="How many samples.")] = 10,
     runs: RunsDir = Path("runs"),
     as_json: Json = False,
@@ -130,7 +133,9 @@ def show(
     if kept and dropped:
         raise UsageError("--kept and --dropped exclude each other")
     which = True if kept else False if dropped else None
-    label = "heldout" if heldout else ""
+    if heldout and controls:
+        raise UsageError("--heldout and --controls exclude each other")
+    label = "heldout" if heldout else "controls" if controls else ""
     rows = show_samples(find_run(run, runs), round, kept=which, limit=limit, label=label)
     print(json.dumps(rows) if as_json else render_samples(rows))
 
@@ -158,24 +163,6 @@ def judges(name: Annotated[str | None, typer.Argument()] = None, as_json: Json =
     from selfkd.describe import describe_judge, describe_plugins
 
     print(describe_judge(name, as_json) if name else describe_plugins("judge", as_json))
-
-
-@judge_app.command("test")
-def judge_test(
-    judge: Annotated[str, typer.Argument(help="A name, or path.py:name.")],
-    samples: Annotated[Path, typer.Option(help="JSONL with prompt, completion and answer.")],
-    options: Annotated[list[str] | None, typer.Argument(metavar="[OPTION=VALUE]...")] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a sample may take.")] = 60.0,
-    model: Annotated[
-        str | None, typer.Option(help="Who answers a judge that asks the run's own policy.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Judge the samples of a file, as a run would."""
-    from selfkd.judgetest import render_verdicts, run_judge_test, spec_of
-
-    verdicts = run_judge_test(spec_of(judge, options or []), samples, timeout=timeout, model=model)
-    print(render_verdicts(verdicts, as_json))
 
 
 @model_app.command("pull")

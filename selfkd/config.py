@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from selfkd.controls import ControlOptions
 from selfkd.errors import UsageError
 from selfkd.judging import JudgeSpec, absolute_judge, resolve_judge
 from selfkd.options import Options
@@ -76,6 +77,8 @@ class JudgingConfig(Options):
     """Longest time one sample may take to judge, seconds."""
     max_failure_rate: float = Field(0.05, ge=0, le=1)
     """Share of errors and time-outs above which the run stops."""
+    cache: bool = True
+    """Use and keep verdicts of judges that declare them cacheable (`$SELFKD_CACHE`)."""
 
 
 class ClusterConfig(Options):
@@ -134,6 +137,8 @@ class Config(Options):
     """Ray."""
     gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))
     """Roll-back of policies that measure worse."""
+    controls: ControlOptions = Field(default_factory=lambda: ControlOptions.model_validate({}))
+    """Completions of known worth that the judge is shown in every round."""
     on_no_signal: Literal["stop", "continue"] = "stop"
     """When a round keeps no sample: stop, or go on with the same policy."""
     on_bad_training: Literal["stop", "continue"] = "stop"

@@ -92,6 +92,11 @@ class JudgeSpec:
         """Whether its calls make judgements, which a run records as samples."""
         return self.engine is not None and self._says("writes", self._takes_caller)
 
+    @property
+    def cacheable(self) -> bool:
+        """Whether its verdicts may be kept, and used again by other runs."""
+        return self._says("cacheable") and not self.writes
+
     def identity(self) -> str:
         """Hash of the judge's source and of its options, defaults included."""
         options = self.validate().model_dump(mode="json")

@@ -24,7 +24,7 @@ SCHEMA = 1
 """Version of the run directory's layout."""
 
 OPERATIONAL = re.compile(
-    r"rounds|judging\..*|cluster\..*"
+    r"rounds|judging\..*|cluster\..*|controls\.action"
     r"|engine\.(max_num_seqs|kv_cache_gib|sync|residency|max_restarts|start_timeout)"
 )
 """Keys that may change on resume: they say how a run is carried out, not what it computes. More
@@ -165,7 +165,9 @@ def _settled(
 ) -> Resolved:
     """`resolved` if it may continue the run, whose record is then brought up to date."""
     document = resolved.document()
-    old, new = flatten(raw), flatten(document)
+    # Resolved again: a run that began before a key existed has the key's default.
+    before = resolve(raw, file=str(path / "run.yaml")).document()
+    old, new = flatten(before), flatten(document)
     changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
     free = [key for key in ("judge", "gold_judge") if _same_judge(raw.get(key), document.get(key))]
     refused = [

@@ -36,6 +36,8 @@ agreement       of the judge with gold where both scored the same samples (step 
                 null: {"samples", "coverage", "auc", "pairs", "pair_accuracy"}, see
                 `selfkd.audit`
 gate            {"policy", "decision", "best", "p_value", "delta"}
+controls        {kind: {"count", "failed", "reward_mean", "fails"}} of the planted controls: those
+                that could be compared, those that failed, whether more failed than may; or null
 extra           {label: {"samples", "scored", "kept", "reward_mean"}} of further sampling in the
                 round, such as STaR's rationalisation
 """
@@ -53,6 +55,8 @@ from selfkd.audit import audit_figures
 from selfkd.diversity import Tokens, distinct_2, unique
 from selfkd.records import content_hash
 from selfkd.rundir import (
+    APART,
+    CONTROLS,
     HELDOUT,
     StepRecord,
     codes,
@@ -118,7 +122,8 @@ def _round_row(number: int, steps: Sequence[StepRecord]) -> Row:
 def _figures(number: int, steps: Sequence[StepRecord]) -> Row:
     steps = [s for s in steps if s.finished or s.shards()]
     heldout = [s for s in steps if s.label == HELDOUT]
-    own = [s for s in steps if s.label != HELDOUT]
+    planted = [s for s in steps if s.label == CONTROLS]
+    own = [s for s in steps if s.label not in APART]
     main = [s for s in own if not s.label]
     sampled = [*of_verb(main, "generate"), *of_verb(heldout, "generate")]
     return {
@@ -130,7 +135,7 @@ def _figures(number: int, steps: Sequence[StepRecord]) -> Row:
         **_heldout_figures(of_verb(heldout, "judge")),
         "seconds": {
             "generate": _seconds(of_verb(own, "generate")),
-            "judge": _seconds(of_verb(own, "judge")),
+            "judge": _seconds(of_verb([*own, *planted], "judge")),
             "train": _seconds(of_verb(own, "train")),
             "evaluate": _seconds(heldout),
         },
@@ -138,6 +143,9 @@ def _figures(number: int, steps: Sequence[StepRecord]) -> Row:
         "pairs": _pair_figures(of_verb(main, "pair")),
         "agreement": audit_figures(of_verb(own, "judge")),
         "gate": next((s.summary for s in of_verb(steps, "gate") if s.finished), None),
+        "controls": next(
+            (s.summary["controls"] for s in of_verb(planted, "judge") if s.finished), None
+        ),
         "extra": _extra_figures([s for s in own if s.label]),
     }
 

@@ -9,6 +9,7 @@ from selfkd.judging import OWN, JudgeSpec
 from selfkd.ledger import Step
 from selfkd.objectives import Guide, Objective, Which
 from selfkd.pairs import DEMONSTRATION, PairRule
+from selfkd.policies import Policy
 from selfkd.prompts import PromptSource
 from selfkd.records import (
     Decision,
@@ -21,11 +22,12 @@ from selfkd.records import (
     read_rows,
 )
 from selfkd.rules import Rule
-from selfkd.rundir import AUDIT, HELDOUT
+from selfkd.rundir import AUDIT, CONTROLS, HELDOUT
 from selfkd.sampling.base import Sampling
 from selfkd.segments import Segment, cut
 from selfkd.tables import Judgements, Kept, Pairs, Samples, Scored, Taught
 from selfkd.teaching import ServedTeacher
+from selfkd.verbs.control import judge_controls
 from selfkd.verbs.demonstrate import record_demonstrations
 from selfkd.verbs.generate import sample_shards
 from selfkd.verbs.judge import judge_shards
@@ -51,6 +53,7 @@ class Round:
         self.rng = np.random.default_rng([run.config.seed, number])
         self._reached = policy
         """The policy as the trainings of the round have left it."""
+        self._controlled = False
 
     # -- generate -------------------------------------------------------------------------------
 
@@ -149,11 +152,13 @@ class Round:
         told = self._judgements(step, label) if judge.writes else None
 
         def produce() -> None:
-            calls = self.run.engine_calls(judge, asked) if asked else None
-            judge_shards(self, step, samples, judge, calls, told)
+            judge_shards(self, step, samples, judge, self.run.calls_for(judge, asked), told)
 
         scored = Scored(step, samples, produce, told)
         self.run.owed.insert(0, scored)  # before its samples, which it takes as they come
+        own = judge.identity() == self.run.judge.identity()
+        if own and label not in (HELDOUT, AUDIT):
+            self._add_controls(scored, judge, asked)
         return scored
 
     def _judgements(self, judging: Step, label: str) -> Judgements:
@@ -161,6 +166,23 @@ class Round:
         args = {"judging": judging.fingerprint}
         return Judgements(
             self._step("prompts", name, args, 0), self._step("generate", name, args, 0)
+        )
+
+    def _add_controls(self, scored: Scored, judge: JudgeSpec, asked: Policy | None) -> None:
+        """Once a round, have controls judged after the samples, if the config asks for them."""
+        options = self.run.config.controls
+        if not options.per_round or self._controlled:
+            return
+        self._controlled = True
+        args = {
+            "scored": scored.step.fingerprint,
+            "judge": judge.identity(),
+            "controls": options.model_dump(exclude={"action"}),
+        }
+        verbs = ("prompts", "generate", "judge")
+        prompts, planted, judged = (self._step(verb, CONTROLS, args, 0) for verb in verbs)
+        scored.then = lambda: judge_controls(
+            self, prompts, planted, judged, scored, judge, self.run.calls_for(judge, asked)
         )
 
     def audit(self, samples: Samples, gold: JudgeSpec | None) -> Scored | None:

@@ -29,6 +29,7 @@ from selfkd.samplers import make_sampler
 from selfkd.sampling.pool import SamplerPool
 from selfkd.tables import Samples, Scored
 from selfkd.training.base import TrainJob, TrainReport
+from selfkd.verdictcache import VerdictCache
 
 
 class EndOfRun(Exception):
@@ -161,8 +162,11 @@ class Run:
         """Tokens of chat messages, ready to be completed."""
         return render(self.setting.tokenizer, list(messages))
 
-    def engine_calls(self, judge: JudgeSpec, policy: Policy) -> EngineCalls:
-        """What answers a judge's calls with the run's own sampler, holding `policy`."""
+    def calls_for(self, judge: JudgeSpec, policy: Policy | None) -> EngineCalls | None:
+        """What answers a judge's calls with the run's own sampler, holding `policy`; None for a
+        judge that asks no policy."""
+        if policy is None:
+            return None
         return EngineCalls(
             self.sampler,
             policy,
@@ -178,9 +182,11 @@ class Run:
         calls: EngineCalls | None = None,
     ) -> Iterator[list[Verdict]]:
         """Verdicts of each batch in order; judging runs in worker processes of its own."""
-        identity = judge.identity()
+        identity, settings = judge.identity(), self.config.judging
+        asked = calls.policy.fingerprint if calls else ""
+        keep = judge.cacheable and settings.cache
+        cache = VerdictCache(f"{identity} {asked}", compares=judge.compares) if keep else None
         if identity not in self._judges:
-            settings = self.config.judging
             self._judges[identity] = JudgePool(
                 judge,
                 self._cluster,
@@ -189,7 +195,17 @@ class Run:
                 check=self._check_stop,
                 folder=self.ledger.path / "judging",
             )
-        return self._judges[identity].judge_batches(batches, calls)
+        yield from self._judges[identity].judge_batches(batches, calls, cache)
+        if cache:
+            self._tell_of(cache, judge.name)
+
+    def _tell_of(self, cache: VerdictCache, judge: str) -> None:
+        """Say how much the cache saved, and what is wrong with it."""
+        if cache.hits:
+            text = f"judge {judge}: {cache.hits} verdicts were known and not asked for again"
+            self.emit("message", text=text)
+        if cache.complaint:
+            self.emit("message", text=cache.complaint, level="warning")
 
     def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
         """Run one training in the trainer process; `follow` sees each logged step."""

@@ -27,6 +27,10 @@ from selfkd.records import DECISIONS, EXAMPLES, PROMPTS, SAMPLES, TEACHINGS, VER
 
 HELDOUT = "heldout"
 """Label of the steps that measure a policy on held-out prompts."""
+CONTROLS = "controls"
+"""Label of the steps that hold completions of known worth, planted for the judge."""
+APART = (HELDOUT, CONTROLS)
+"""Labels of samples that are never learnt from."""
 AUDIT = "audit"
 """Label of the steps in which gold judges what another judge has judged, to compare the two."""
 

@@ -94,6 +94,8 @@ class Scored:
     ) -> None:
         self.step = step
         self.samples = samples
+        self.then: Callable[[], None] | None = None
+        """Called once when all are judged, recorded or not, before anybody uses the verdicts."""
         self._produce = produce
         self._told = told
 
@@ -101,6 +103,9 @@ class Scored:
         """Have what is still missing judged."""
         if not self.step.finished:
             self._produce()
+        if then := self.then:
+            self.then = None
+            then()
 
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:

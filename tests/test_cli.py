@@ -177,7 +177,10 @@ def test_a_judge_is_tested_outside_a_run(call, tmp_path):
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     result = call("judge", "test", "mine.py:short", "--samples", "samples.jsonl", "--json")
     assert result.code == 0, result.err
-    assert [v["reward"] for v in json.loads(result.out)] == [1.0, 0.0]
+    found = json.loads(result.out)
+    assert [v["reward"] for v in found["verdicts"]] == [1.0, 0.0]
+    assert found["card"]["controls"]["colon"]["reward_mean"] == 1.0
+    assert found["notes"] == ["it fails the controls empty, invisible, colon"]
     result = call("judge", "test", "mine.py:short", "--samples", "samples.jsonl", "limt=9")
     assert result.code == 2 and "limit" in result.err
 

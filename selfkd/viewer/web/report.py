@@ -8,7 +8,7 @@ from typing import Any
 
 from selfkd.errors import UsageError
 from selfkd.ledger import disk_error, write_atomically
-from selfkd.rundir import HELDOUT
+from selfkd.rundir import APART
 from selfkd.viewer.browse import Wanted, browse
 from selfkd.viewer.shapes import round_shapes
 from selfkd.viewer.web.app import HERE, TEMPLATES, finite
@@ -77,7 +77,7 @@ def _samples(run_dir: Path, labels: dict[int, list[str]], count: int) -> list[di
     """Up to `count` own samples of each round, half of them kept where there are decisions."""
     groups = []
     for number, there in labels.items():
-        own = [label for label in there if label != HELDOUT]
+        own = [label for label in there if label not in APART]
         if not own or not count:
             continue
         kept = browse(run_dir, number, Wanted(own[0], kept=True), limit=count // 2)["rows"]
