@@ -21,6 +21,7 @@ from selfkd.options import Options
 from selfkd.plugins import LoopPlugin, absolute_spec, find_loop
 from selfkd.prompts import PromptOptions
 from selfkd.sampling.base import Sampling
+from selfkd.tracking import TrackerName
 from selfkd.training.base import TrainOptions
 from selfkd.yamlfile import Lines, read_yaml
 
@@ -135,8 +136,16 @@ class Config(Options):
     """When a round keeps no sample: stop, or go on with the same policy."""
     on_bad_training: Literal["stop", "continue"] = "stop"
     """When a training diverges (NaN loss): stop, or go on with the same policy."""
+    report_to: list[TrackerName] | None = None
+    """Trackers that get the figures as the run goes on; none of them can stop it. Default:
+    tensorboard where it is installed; []: nobody."""
     chat_template: str | None = None
     """A .jinja file, or plain; default: the tokenizer's own."""
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod

@@ -180,10 +180,10 @@ def round_steps(run_dir: Path, round: int) -> list[StepRecord]:
     return [step for _, step in sorted(found, key=lambda pair: pair[0])]
 
 
-def run_facts(run_dir: Path) -> dict[str, Any]:
-    """`run` (its name), `path`, `loop`, `model`, `judge`, `planned_rounds`, `created` and `state`.
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """What `run.yaml` says: the config, and under `run` versions and machine.
 
-    Raises UsageError where there is no run, DataError where its files are damaged.
+    Raises UsageError where there is no run, DataError where the file is damaged.
     """
     file = run_dir / "run.yaml"
     if not file.is_file():
@@ -196,6 +196,15 @@ def run_facts(run_dir: Path) -> dict[str, Any]:
         raise broken(file, "it cannot be read as YAML") from error
     if not isinstance(config, dict):
         raise broken(file, "it is not a mapping")
+    return config
+
+
+def run_facts(run_dir: Path) -> dict[str, Any]:
+    """`run` (its name), `path`, `loop`, `model`, `judge`, `planned_rounds`, `created` and `state`.
+
+    Raises UsageError where there is no run, DataError where its files are damaged.
+    """
+    config = read_config(run_dir)
     events = read_lines(run_dir / "events.jsonl")
     started = next((e for e in reversed(events) if e.get("event") == "run_started"), {})
     head = config.get("run")

@@ -1,4 +1,4 @@
-"""The commands that look at runs: curves, status, compare, ui, report."""
+"""The commands that look at runs or pass them on: curves, status, compare, ui, report, export."""
 
 import json
 import os
@@ -18,7 +18,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print only data, as JSON.")]
 
 def add_commands(app: typer.Typer) -> None:
     """Put these commands on the command line."""
-    for command in (curves, status, compare, ui, report):
+    for command in (curves, status, compare, ui, report, export):
         app.command()(command)
 
 
@@ -127,3 +127,24 @@ def report(
 
     size: Any = write_report(find_run(run, runs), out, samples=samples)
     print(f"written: {out} ({size / 1e6:.1f} MB)")
+
+
+def export(
+    run: RunDir,
+    to: Annotated[str, typer.Option("--to", help="tensorboard, wandb, trackio or mlflow.")],
+    runs: RunsDir = Path("runs"),
+    again: Annotated[
+        bool, typer.Option("--again", help="Send everything anew, as another run there.")
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on sending until the run ends.")
+    ] = False,
+) -> None:
+    """Send a run's figures to a tracker: what it does not have yet, found by its own settings."""
+    from selfkd.tracking import TRACKERS, export
+
+    if to not in TRACKERS:
+        known = ", ".join(TRACKERS)
+        raise UsageError(f"no tracker {to!r}", where="--to", remedy=f"name one of {known}")
+    sent = export(find_run(run, runs), to, again=again, follow=follow)
+    print(f"{sent} points sent to {to}" if sent else f"{to} has everything already")
