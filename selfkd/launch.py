@@ -199,6 +199,7 @@ def _create(path: Path, resolved: Resolved, *, parent: Mapping[str, Any] | None)
         "schema": SCHEMA,
         "created": now(),
         "loop_identity": resolved.loop.identity,
+        "paper": resolved.loop.paper,
         "judge_identity": resolved.judge.identity(),
         "parent": parent,
         **provenance(),

@@ -17,6 +17,7 @@ from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
 from selfkd.ledger import Ledger, Step, write_atomically
 from selfkd.metrics import alarms, round_rows
+from selfkd.modelcard import write_cards
 from selfkd.policies import Policies
 from selfkd.progress import Reporter
 from selfkd.prompts import PromptSource
@@ -257,6 +258,7 @@ class Run:
         rows = round_rows(self.ledger.path)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(self.ledger.path / "metrics.jsonl", lines.encode())
+        write_cards(self.ledger.path, (number, number + 1))
         row = next((r for r in rows if r["round"] == number), None)
         if row is None:
             raise DataError(f"round {number} recorded nothing", where=str(self.ledger.path))
