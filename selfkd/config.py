@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from selfkd.alarmconfig import AlarmConfig
 from selfkd.errors import UsageError
 from selfkd.judging import JudgeSpec, resolve_judge
 from selfkd.options import Options
@@ -74,6 +75,9 @@ class JudgingConfig(Options):
     """Longest time one sample may take to judge, seconds."""
     max_failure_rate: float = Field(0.05, ge=0, le=1)
     """Share of errors and time-outs above which the run stops."""
+    anchors: int = Field(0, ge=0)
+    """Samples of the first round that the judge is shown again in each later one, to tell whether
+    it drifts, as a judge that is the policy itself will; 0: none."""
 
 
 class ClusterConfig(Options):
@@ -132,6 +136,8 @@ class Config(Options):
     """Ray."""
     gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))
     """Roll-back of policies that measure worse."""
+    alarms: AlarmConfig = Field(default_factory=lambda: AlarmConfig.model_validate({}))
+    """What goes wrong in a round, when it is told, and what is done about it."""
     on_no_signal: Literal["stop", "continue"] = "stop"
     """When a round keeps no sample: stop, or go on with the same policy."""
     on_bad_training: Literal["stop", "continue"] = "stop"

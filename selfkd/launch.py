@@ -24,7 +24,7 @@ SCHEMA = 1
 """Version of the run directory's layout."""
 
 OPERATIONAL = re.compile(
-    r"rounds|report_to|judging\..*|cluster\..*"
+    r"rounds|report_to|judging\.(?!anchors).*|cluster\..*|alarms\..*"
     r"|engine\.(max_num_seqs|kv_cache_gib|sync|residency|max_restarts|start_timeout)"
 )
 """Keys that may change on resume: they say how a run is carried out, not what it computes. More

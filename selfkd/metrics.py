@@ -33,6 +33,8 @@ train           {"steps", "examples", "loss_first", "loss_last", "start"} and, w
 pairs           {"pairs", "prompts", "margin_mean", "chosen_length", "rejected_length"} of what was
                 compared: pairs made, prompts they are of, mean gap in reward, mean tokens
 gate            {"policy", "decision", "best", "p_value", "delta"}
+prompts, reward_stderr, reward_best, reward_best_stderr, reward_top, reward_length, similarity,
+overlap, anchors  what alarms look at: see `selfkd.signals`
 extra           {label: {"samples", "scored", "kept", "reward_mean"}} of further sampling in the
                 round, such as STaR's rationalisation
 """
@@ -44,24 +46,29 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import ValidationError
 
+from selfkd.alarmconfig import AlarmConfig
 from selfkd.alarms import Alarm, alarms
 from selfkd.diversity import Tokens, distinct_2, unique
 from selfkd.records import content_hash
 from selfkd.rundir import (
+    ANCHORS,
     HELDOUT,
     StepRecord,
     codes,
     counts,
     of_verb,
     read_columns,
+    read_config,
     read_lines,
     round_numbers,
     round_steps,
     run_facts,
 )
+from selfkd.signals import anchor_figures, overlap, reward_signals, similarity
 
-__all__ = ["Alarm", "alarms", "curves_document", "recorded_rows", "round_rows"]
+__all__ = ["Alarm", "alarms", "curves_document", "recorded_rows", "round_rows", "run_alarms"]
 
 Row = dict[str, Any]
 
@@ -102,6 +109,15 @@ def recorded_rows(run_dir: Path) -> list[Row]:
     return rows
 
 
+def run_alarms(run_dir: Path, rows: Sequence[Row]) -> list[Alarm]:
+    """The alarms of a run's rows, by the thresholds of its own config."""
+    section = read_config(run_dir).get("alarms") or {}
+    try:
+        return alarms(rows, AlarmConfig.model_validate(section))
+    except ValidationError:  # of a version that has other alarms
+        return alarms(rows)
+
+
 def _round_row(number: int, steps: Sequence[StepRecord]) -> Row:
     if not all(step.finished for step in steps):
         return _figures(number, steps)
@@ -114,7 +130,8 @@ def _round_row(number: int, steps: Sequence[StepRecord]) -> Row:
 def _figures(number: int, steps: Sequence[StepRecord]) -> Row:
     steps = [s for s in steps if s.finished or s.shards()]
     heldout = [s for s in steps if s.label == HELDOUT]
-    own = [s for s in steps if s.label != HELDOUT]
+    again = [s for s in steps if s.label == ANCHORS]
+    own = [s for s in steps if s.label not in (HELDOUT, ANCHORS)]
     main = [s for s in own if not s.label]
     sampled = [*of_verb(main, "generate"), *of_verb(heldout, "generate")]
     return {
@@ -122,11 +139,15 @@ def _figures(number: int, steps: Sequence[StepRecord]) -> Row:
         "policy": sampled[0].args().get("policy_name") if sampled else None,
         **_sample_figures(of_verb(main, "generate")),
         **_reward_figures(of_verb(main, "judge")),
+        **reward_signals(of_verb(main, "generate"), of_verb(main, "judge")),
+        "similarity": similarity(of_verb(main, "generate")),
+        "overlap": overlap(own, heldout),
+        "anchors": anchor_figures(again),
         **_keep_figures(of_verb(own, "keep")),
         **_heldout_figures(of_verb(heldout, "judge")),
         "seconds": {
             "generate": _seconds(of_verb(own, "generate")),
-            "judge": _seconds(of_verb(own, "judge")),
+            "judge": _seconds(of_verb([*own, *again], "judge")),
             "train": _seconds(of_verb(own, "train")),
             "evaluate": _seconds(heldout),
         },

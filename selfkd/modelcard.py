@@ -12,7 +12,7 @@ from typing import Any
 from selfkd.board import gate_words
 from selfkd.errors import UsageError
 from selfkd.ledger import policy_dir, write_atomically
-from selfkd.metrics import alarms, recorded_rows
+from selfkd.metrics import recorded_rows, run_alarms
 from selfkd.models import KNOWN
 from selfkd.rundir import StepRecord, of_verb, read_config, round_numbers, round_steps, run_facts
 from selfkd.terminal import one_line
@@ -67,7 +67,7 @@ def model_card(run_dir: Path, number: int) -> str:
         "",
         "## Figures",
         "",
-        *_figures(rows, number),
+        *_figures(run_dir, rows, number),
         "",
         "## Use",
         "",
@@ -163,7 +163,7 @@ def _gold(run_dir: Path) -> str:
     return "none: held-out was not measured"
 
 
-def _figures(rows: Sequence[Row], number: int) -> Iterator[str]:
+def _figures(run_dir: Path, rows: Sequence[Row], number: int) -> Iterator[str]:
     yield "Round N is what the policy `round-N` did; round 0 is the base. Reward is the judge's"
     yield "mean over samples; held-out is the mean over held-out answers, with its standard error."
     yield ""
@@ -183,7 +183,7 @@ def _figures(rows: Sequence[Row], number: int) -> Iterator[str]:
     gate = rows[-1]["gate"] if rows else None
     if gate and gate.get("policy") == f"round-{number}":
         yield from ("", f"Gate: {_plain(gate_words(gate))}.")
-    told = alarms(rows)
+    told = run_alarms(run_dir, rows)
     if told:
         yield from ("", "Alarms of these rounds:", "")
         yield from (

@@ -20,9 +20,9 @@ from selfkd.records import (
     read_rows,
 )
 from selfkd.rules import Rule
-from selfkd.rundir import HELDOUT
+from selfkd.rundir import ANCHORS, HELDOUT
 from selfkd.sampling.base import Sampling
-from selfkd.tables import Kept, Pairs, Samples, Scored
+from selfkd.tables import Anchors, Kept, Pairs, Samples, Scored
 from selfkd.verbs.demonstrate import record_demonstrations
 from selfkd.verbs.generate import sample_shards
 from selfkd.verbs.judge import judge_shards
@@ -44,6 +44,7 @@ class Round:
         self.number = number
         self.policy = policy
         self.rng = np.random.default_rng([run.config.seed, number])
+        self._anchored = False
 
     # -- generate -------------------------------------------------------------------------------
 
@@ -131,7 +132,20 @@ class Round:
         step = self._step("judge", label, args, samples.count)
         scored = Scored(step, samples, lambda: judge_shards(self, step, samples, judge))
         self.run.owed.insert(0, scored)  # before its samples, which it takes as they come
+        if not label:
+            self._judge_anchors(samples, judge)
         return scored
+
+    def _judge_anchors(self, samples: Samples, judge: JudgeSpec) -> None:
+        """Once a round, have the judge look again at what it judged in the first."""
+        most = self.run.config.judging.anchors
+        if not most or self._anchored:
+            return
+        self._anchored = True
+        if self.number == 0:
+            self.run.anchors = Anchors(samples, most)
+        elif self.run.anchors is not None:
+            self.judge(self.run.anchors, judge, label=ANCHORS)
 
     def score(
         self,

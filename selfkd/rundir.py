@@ -27,6 +27,8 @@ from selfkd.records import DECISIONS, EXAMPLES, PROMPTS, SAMPLES, VERDICTS
 
 HELDOUT = "heldout"
 """Label of the steps that measure a policy on held-out prompts."""
+ANCHORS = "anchors"
+"""Label of the steps that judge samples of the first round again."""
 
 State = Literal["running", "finished", "stopped", "failed"]
 
