@@ -260,10 +260,11 @@ def test_an_alarm_may_end_the_run_and_a_resume_ends_there_too(tmp_path):
 
 
 def test_an_alarm_may_send_the_run_back_to_its_best_policy(tmp_path):
-    run = script(tmp_path, RIGHT, alarms={"rollback": ["low_coverage"]})
+    right = RIGHT | {"round-3": 1}
+    run = script(tmp_path, right, alarms={"rollback": ["low_coverage"]})
     assert play_script(run) == ""
-    assert policies(run)[2:] == ["round-2", "round-1"]
-    again = resumed(run, answer_by(RIGHT))
+    assert policies(run)[2:] == ["round-2", "round-1"]  # round-3 is no better: it is left behind
+    again = resumed(run, answer_by(right))
     assert play_script(again) == "" and again.asked == []
     assert policies(again) == policies(run)
 
