@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from selfkd.alarmconfig import AlarmConfig
 from selfkd.controls import ControlOptions
 from selfkd.errors import UsageError
 from selfkd.judging import JudgeSpec, absolute_judge, resolve_judge
@@ -22,6 +23,7 @@ from selfkd.options import Options
 from selfkd.plugins import LoopPlugin, absolute_spec, find_loop
 from selfkd.prompts import PromptOptions
 from selfkd.sampling.base import Sampling
+from selfkd.tracking import TrackerName
 from selfkd.training.base import TrainOptions
 from selfkd.yamlfile import Lines, read_yaml
 
@@ -79,6 +81,9 @@ class JudgingConfig(Options):
     """Share of errors and time-outs above which the run stops."""
     cache: bool = True
     """Use and keep verdicts of judges that declare them cacheable (`$SELFKD_CACHE`)."""
+    anchors: int = Field(0, ge=0)
+    """Samples of the first round that the judge is shown again in each later one, to tell whether
+    it drifts, as a judge that is the policy itself will; 0: none."""
 
 
 class ClusterConfig(Options):
@@ -139,12 +144,22 @@ class Config(Options):
     """Roll-back of policies that measure worse."""
     controls: ControlOptions = Field(default_factory=lambda: ControlOptions.model_validate({}))
     """Completions of known worth that the judge is shown in every round."""
+    alarms: AlarmConfig = Field(default_factory=lambda: AlarmConfig.model_validate({}))
+    """What goes wrong in a round, when it is told, and what is done about it."""
     on_no_signal: Literal["stop", "continue"] = "stop"
     """When a round keeps no sample: stop, or go on with the same policy."""
     on_bad_training: Literal["stop", "continue"] = "stop"
     """When a training diverges (NaN loss): stop, or go on with the same policy."""
+    report_to: list[TrackerName] | None = None
+    """Trackers that get the figures as the run goes on; none of them can stop it. Default:
+    tensorboard where it is installed; []: nobody."""
     chat_template: str | None = None
     """A .jinja file, or plain; default: the tokenizer's own."""
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod

@@ -17,6 +17,7 @@ from selfkd.ledger import Ledger, broken, make_directory, now, write_atomically
 from selfkd.locks import RunLock
 from selfkd.progress import Reporter
 from selfkd.provenance import provenance
+from selfkd.reporting import Reports
 from selfkd.stopping import StopSignals
 from selfkd.yamlfile import flatten
 
@@ -24,7 +25,7 @@ SCHEMA = 1
 """Version of the run directory's layout."""
 
 OPERATIONAL = re.compile(
-    r"rounds|judging\..*|cluster\..*|controls\.action"
+    r"rounds|report_to|judging\.(?!anchors).*|cluster\..*|controls\.action|alarms\..*"
     r"|engine\.(max_num_seqs|kv_cache_gib|sync|residency|max_restarts|start_timeout)"
 )
 """Keys that may change on resume: they say how a run is carried out, not what it computes. More
@@ -114,13 +115,24 @@ def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: boo
 
     started = time.monotonic()
     parent = read_run(path)[1].get("parent")
-    with RunLock(path) as lock, StopSignals() as stop:
+    report_to = resolved.config.report_to
+    with (
+        Reports(path, report_to, reporter) as reports,
+        RunLock(path) as lock,
+        StopSignals() as stop,
+    ):
         ledger = Ledger(path, inherited=parent["round"] - 1 if parent else -1)
         if lock.stale:
             text = f"process {lock.stale.get('pid')} ended without finishing this run; going on"
             reporter.event("message", text=text, level="warning")
+
+        def check() -> None:
+            reports.check()
+            stop.check()
+
         try:
-            with assemble(path, resolved, ledger, reporter, stop.check, skip_bad=skip_bad) as run:
+            with assemble(path, resolved, ledger, reporter, check, skip_bad=skip_bad) as run:
+                reports.start()
                 reason = ""
                 try:
                     resolved.loop.fn(run, resolved.options)
@@ -204,6 +216,7 @@ def _create(path: Path, resolved: Resolved, *, parent: Mapping[str, Any] | None)
         "schema": SCHEMA,
         "created": now(),
         "loop_identity": resolved.loop.identity,
+        "paper": resolved.loop.paper,
         "judge_identity": resolved.judge.identity(),
         "parent": parent,
         **provenance(),

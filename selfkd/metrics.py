@@ -38,6 +38,8 @@ agreement       of the judge with gold where both scored the same samples (step 
 gate            {"policy", "decision", "best", "p_value", "delta"}
 controls        {kind: {"count", "failed", "reward_mean", "fails"}} of the planted controls: those
                 that could be compared, those that failed, whether more failed than may; or null
+prompts, reward_stderr, reward_best, reward_best_stderr, reward_top, reward_length, similarity,
+overlap, anchors  what alarms look at: see `selfkd.signals`
 extra           {label: {"samples", "scored", "kept", "reward_mean"}} of further sampling in the
                 round, such as STaR's rationalisation
 """
@@ -49,12 +51,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import ValidationError
 
+from selfkd.alarmconfig import AlarmConfig
 from selfkd.alarms import Alarm, alarms
 from selfkd.audit import audit_figures
 from selfkd.diversity import Tokens, distinct_2, unique
 from selfkd.records import content_hash
 from selfkd.rundir import (
+    ANCHORS,
     APART,
     CONTROLS,
     HELDOUT,
@@ -63,13 +68,15 @@ from selfkd.rundir import (
     counts,
     of_verb,
     read_columns,
+    read_config,
     read_lines,
     round_numbers,
     round_steps,
     run_facts,
 )
+from selfkd.signals import anchor_figures, overlap, reward_signals, similarity
 
-__all__ = ["Alarm", "alarms", "curves_document", "recorded_rows", "round_rows"]
+__all__ = ["Alarm", "alarms", "curves_document", "recorded_rows", "round_rows", "run_alarms"]
 
 Row = dict[str, Any]
 
@@ -110,6 +117,15 @@ def recorded_rows(run_dir: Path) -> list[Row]:
     return rows
 
 
+def run_alarms(run_dir: Path, rows: Sequence[Row]) -> list[Alarm]:
+    """The alarms of a run's rows, by the thresholds of its own config."""
+    section = read_config(run_dir).get("alarms") or {}
+    try:
+        return alarms(rows, AlarmConfig.model_validate(section))
+    except ValidationError:  # of a version that has other alarms
+        return alarms(rows)
+
+
 def _round_row(number: int, steps: Sequence[StepRecord]) -> Row:
     if not all(step.finished for step in steps):
         return _figures(number, steps)
@@ -123,6 +139,7 @@ def _figures(number: int, steps: Sequence[StepRecord]) -> Row:
     steps = [s for s in steps if s.finished or s.shards()]
     heldout = [s for s in steps if s.label == HELDOUT]
     planted = [s for s in steps if s.label == CONTROLS]
+    again = [s for s in steps if s.label == ANCHORS]
     own = [s for s in steps if s.label not in APART]
     main = [s for s in own if not s.label]
     sampled = [*of_verb(main, "generate"), *of_verb(heldout, "generate")]
@@ -131,11 +148,15 @@ def _figures(number: int, steps: Sequence[StepRecord]) -> Row:
         "policy": sampled[0].args().get("policy_name") if sampled else None,
         **_sample_figures(of_verb(main, "generate")),
         **_reward_figures(of_verb(main, "judge")),
+        **reward_signals(of_verb(main, "generate"), of_verb(main, "judge")),
+        "similarity": similarity(of_verb(main, "generate")),
+        "overlap": overlap(own, heldout),
+        "anchors": anchor_figures(again),
         **_keep_figures(of_verb(own, "keep")),
         **_heldout_figures(of_verb(heldout, "judge")),
         "seconds": {
             "generate": _seconds(of_verb(own, "generate")),
-            "judge": _seconds(of_verb([*own, *planted], "judge")),
+            "judge": _seconds(of_verb([*own, *planted, *again], "judge")),
             "train": _seconds(of_verb(own, "train")),
             "evaluate": _seconds(heldout),
         },

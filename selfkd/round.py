@@ -22,10 +22,10 @@ from selfkd.records import (
     read_rows,
 )
 from selfkd.rules import Rule
-from selfkd.rundir import AUDIT, CONTROLS, HELDOUT
+from selfkd.rundir import ANCHORS, AUDIT, CONTROLS, HELDOUT
 from selfkd.sampling.base import Sampling
 from selfkd.segments import Segment, cut
-from selfkd.tables import Judgements, Kept, Pairs, Samples, Scored, Taught
+from selfkd.tables import Anchors, Judgements, Kept, Pairs, Samples, Scored, Taught
 from selfkd.teaching import ServedTeacher
 from selfkd.verbs.control import judge_controls
 from selfkd.verbs.demonstrate import record_demonstrations
@@ -54,6 +54,7 @@ class Round:
         self._reached = policy
         """The policy as the trainings of the round have left it."""
         self._controlled = False
+        self._anchored = False
 
     # -- generate -------------------------------------------------------------------------------
 
@@ -157,8 +158,10 @@ class Round:
         scored = Scored(step, samples, produce, told)
         self.run.owed.insert(0, scored)  # before its samples, which it takes as they come
         own = judge.identity() == self.run.judge.identity()
-        if own and label not in (HELDOUT, AUDIT):
+        if own and label not in (HELDOUT, AUDIT, ANCHORS):
             self._add_controls(scored, judge, asked)
+        if not label:
+            self._judge_anchors(samples, judge)
         return scored
 
     def _judgements(self, judging: Step, label: str) -> Judgements:
@@ -194,6 +197,17 @@ class Round:
         if gold is None or (gold.needs_answer and any(p.answer is None for p in samples.prompts)):
             return None
         return self.judge(samples, gold, label=AUDIT)
+
+    def _judge_anchors(self, samples: Samples, judge: JudgeSpec) -> None:
+        """Once a round, have the judge look again at what it judged in the first."""
+        most = self.run.config.judging.anchors
+        if not most or self._anchored:
+            return
+        self._anchored = True
+        if self.number == 0:
+            self.run.anchors = Anchors(samples, most)
+        elif self.run.anchors is not None:
+            self.judge(self.run.anchors, judge, label=ANCHORS)
 
     def score(
         self,

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from selfkd.alarms import Alarm
 from selfkd.chat import render, same_tokenizer
 from selfkd.cluster import ActorLost, Cluster, kill
 from selfkd.config import Resolved
@@ -17,7 +18,8 @@ from selfkd.gate import paired_test
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
 from selfkd.ledger import Ledger, Step, write_atomically
-from selfkd.metrics import alarms, round_rows
+from selfkd.metrics import round_rows, run_alarms
+from selfkd.modelcard import write_cards
 from selfkd.models import check_model_dir, resolve_model
 from selfkd.policies import Policies, Policy
 from selfkd.progress import Reporter
@@ -27,7 +29,7 @@ from selfkd.round import Round
 from selfkd.rundir import HELDOUT
 from selfkd.samplers import make_sampler
 from selfkd.sampling.pool import SamplerPool
-from selfkd.tables import Samples, Scored
+from selfkd.tables import Anchors, Samples, Scored
 from selfkd.training.base import TrainJob, TrainReport
 from selfkd.verdictcache import VerdictCache
 
@@ -82,6 +84,8 @@ class Run:
         """The policy trained last, promoted or not."""
         self.owed: list[Samples | Scored] = []
         """Handles that a loop may not have looked into when its round ends."""
+        self.anchors: Anchors | None = None
+        """Samples of the first round that the judge is shown again in later ones."""
         self._current = "base"
         self._round = 0
         self._heldout_rewards: dict[str, dict[str, float]] = {}
@@ -120,7 +124,7 @@ class Run:
         for number in range(count):
             self._round = number
             yield Round(self, number, self._current)
-            self._end_round(number)
+            self._heed(number, self._end_round(number))
             self._check_stop()
         self._round = count
 
@@ -316,34 +320,47 @@ class Run:
             kill(self._trainer)
         self._trainer = None
 
-    def _end_round(self, number: int) -> None:
+    def _end_round(self, number: int) -> dict[str, Any]:
+        """Record that a round is complete; the alarms that began in it, and what they led to."""
         for handle in self.owed:
             handle.wait()
         self.owed.clear()
         rows = round_rows(self.ledger.path)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(self.ledger.path / "metrics.jsonl", lines.encode())
+        write_cards(self.ledger.path, (number, number + 1))
         row = next((r for r in rows if r["round"] == number), None)
         if row is None:
             raise DataError(f"round {number} recorded nothing", where=str(self.ledger.path))
         self.reporter.event("round_row", row=row)
-        self._finish_round(number, rows)
-
-    def _finish_round(self, number: int, rows: list[dict[str, Any]]) -> None:
         marker = self.ledger.step(number, "round", "", {})
-        if marker.finished:
-            return
-        marker.finish({})
-        self.emit("round_finished", round=number)
-        for alarm in alarms([r for r in rows if r["round"] <= number]):
-            if alarm.round == number:
-                self.emit(
-                    "alarm",
-                    round=number,
-                    level=alarm.level,
-                    alarm=alarm.name,
-                    message=alarm.message,
-                )
+        if not marker.finished:
+            known = [r for r in rows if r["round"] <= number]
+            self._tell(
+                marker, [a for a in run_alarms(self.ledger.path, known) if a.round == number]
+            )
+        return marker.summary
+
+    def _tell(self, marker: Step, told: list[Alarm]) -> None:
+        """Record that a round is complete, its alarms, and the policy they send the run back to."""
+        back = [a.name for a in told if a.name in self.config.alarms.rollback]
+        best = self.best if back and self._heldout_rewards else None
+        marker.finish({"alarms": [alarm.name for alarm in told], "back_to": best})
+        self.emit("round_finished", round=marker.round)
+        for alarm in told:
+            facts = {"level": alarm.level, "alarm": alarm.name, "message": alarm.message}
+            self.emit("alarm", round=marker.round, **facts)
+        if best:
+            text = f"alarm {', '.join(back)}: going on from {best}"
+            self.reporter.event("message", text=text, level="warning")
+
+    def _heed(self, number: int, ended: dict[str, Any]) -> None:
+        """What the config wants of a round's alarms: end the run, or go on from its best policy."""
+        config, best = self.config.alarms, ended.get("back_to")
+        final = config.stop if best else [*config.stop, *config.rollback]
+        if found := [name for name in ended.get("alarms", []) if name in final]:
+            raise EndOfRun(f"round {number} raised the alarm {', '.join(found)}")
+        self._current = best or self._current
 
     def _make_sampler(self) -> SamplerPool:
         return make_sampler(

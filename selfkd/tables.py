@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 
@@ -80,6 +81,21 @@ class Judgements:
         prompts = [p for table in self.prompts.tables() for p in read_prompts(table)]
         summary = self.step.summary
         return Samples(self.step, prompts, summary["draws"], lambda: iter(()), summary["policy"])
+
+
+class Anchors(Samples):
+    """Up to `most` samples of a step, evenly spread over it, as one batch."""
+
+    def __init__(self, samples: Samples, most: int) -> None:
+        super().__init__(samples.step, samples.prompts, 1, lambda: iter(()), samples.policy)
+        self._stride = -(-samples.count // most) or 1
+        self._samples = samples
+        self.count = -(-samples.count // self._stride)
+
+    def batches(self) -> Iterator[Batch]:
+        """All of them."""
+        rows = (sample for _, batch in self._samples.batches() for sample in batch)
+        yield 0, list(islice(rows, 0, None, self._stride))
 
 
 class Scored:

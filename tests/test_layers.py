@@ -25,7 +25,7 @@ HEAVY = {
     "math_verify",
 }
 ENGINE = {"run", "round", "cluster", "launch", "assembly", "sampling", "training"}
-READERS = ["metrics", "alarms", "rundir", "repair", "viewer"]
+READERS = ["metrics", "alarms", "rundir", "repair", "viewer", "tracking"]
 LONGEST_FILE = 400
 LONGEST_PLUGIN = 120
 

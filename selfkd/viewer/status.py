@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from selfkd.alarms import alarms
-from selfkd.metrics import recorded_rows
+from selfkd.metrics import recorded_rows, run_alarms
 from selfkd.rundir import read_lines, run_facts
 from selfkd.terminal import one_line
 from selfkd.viewer.live import current_step, stamp
@@ -24,7 +23,8 @@ def run_status(run_dir: Path) -> Row:
     `current` is the step in progress of a run that goes on: round, verb, label, done, total, since.
     """
     facts, rows = run_facts(run_dir), recorded_rows(run_dir)
-    found = [{"round": a.round, "level": a.level, "message": a.message} for a in alarms(rows)]
+    told = run_alarms(run_dir, rows)
+    found = [{"round": a.round, "level": a.level, "message": a.message} for a in told]
     return {
         **facts,
         "round": rows[-1] if rows else None,

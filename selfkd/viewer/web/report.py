@@ -11,11 +11,10 @@ from selfkd.ledger import disk_error, write_atomically
 from selfkd.rundir import APART
 from selfkd.viewer.browse import Wanted, browse
 from selfkd.viewer.shapes import round_shapes
-from selfkd.viewer.web.app import HERE, TEMPLATES, finite
+from selfkd.viewer.web.app import FIGURES, HERE, TEMPLATES, finite
 from selfkd.viewer.web.folder import run_document
 
-SCRIPTS = ("theme", "vendor/d3.min", "vendor/plot.min", "dom", "figures", "curves")
-SCRIPTS += ("rewards", "verbs", "plots", "sample", "report")
+SCRIPTS = ("theme", "vendor/d3.min", "vendor/plot.min", "dom", *FIGURES, "sample", "report")
 LICENCES = ("vendor/d3.LICENSE.txt", "vendor/plot.LICENSE.txt")
 
 

@@ -43,13 +43,18 @@
 
   const make = (spec) => {
     const canvas = el("div", {class: "canvas"});
-    const details = el("details", {}, el("summary", {}, "Numbers"));
+    const of = el("span", {class: "unseen"}, ` of ${spec.title}`);
+    const details = el("details", {}, el("summary", {}, "Numbers", of));
     const legend = el("div");
     const hint = el("p", {class: "hint"});
     const node = el(
       "figure",
-      {id: `figure-${spec.id}`, class: spec.wide ? "wide" : null},
-      el("h2", {}, spec.title),
+      {
+        id: `figure-${spec.id}`,
+        class: spec.wide ? "wide" : null,
+        "aria-labelledby": `title-${spec.id}`,
+      },
+      el("h2", {id: `title-${spec.id}`}, spec.title),
       hint,
       legend,
       canvas,

@@ -180,6 +180,7 @@
     const table = el(
       "table",
       {class: "runs"},
+      el("caption", {}, el("span", {class: "unseen"}, "Runs of this folder")),
       el(
         "thead",
         {},

@@ -84,7 +84,7 @@
     const bar = total ? el("progress", {max: total, value: done, "aria-label": verb}) : null;
     return el(
       "p",
-      {class: "now", role: "status"},
+      {class: "now"},
       `Round ${round}: ${verb}${label ? ` (${label})` : ""} `,
       bar,
       ` ${number(done)}${total ? ` of ${number(total)}` : ""}`,
