@@ -4,25 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from selfkd.judging import JudgeSpec
 from selfkd.ledger import Step
 from selfkd.objectives import Objective, Which
 from selfkd.pairs import DEMONSTRATION, PairRule
 from selfkd.prompts import PromptSource
-from selfkd.records import (
-    Decision,
-    Pair,
-    Prompt,
-    content_hash,
-    prompts_table,
-    read_prompts,
-    read_rows,
-)
+from selfkd.records import Pair, Prompt, content_hash, prompts_table, read_prompts, read_rows
 from selfkd.rules import Rule
 from selfkd.rundir import HELDOUT
 from selfkd.sampling.base import Sampling
-from selfkd.tables import Kept, Pairs, Samples, Scored
+from selfkd.tables import Kept, Pairs, Samples, Scored, decisions
 from selfkd.verbs.demonstrate import record_demonstrations
 from selfkd.verbs.generate import sample_shards
 from selfkd.verbs.judge import judge_shards
@@ -64,9 +57,9 @@ class Round:
         """
         version = self.run.policies.get(policy or self.policy)
         sampling = sampling or self.run.config.sampling
-        prompts, fingerprint = self._prompts(prompts, view, sampling, label)
+        prompts, tokens, asked = self._prompts(prompts, view, sampling, label)
         args = {
-            "prompts": fingerprint,
+            "prompts": asked.fingerprint,
             "n": n,
             "sampling": sampling.model_dump(),
             "policy": version.fingerprint,
@@ -78,7 +71,7 @@ class Round:
             step,
             prompts,
             n,
-            lambda: sample_shards(self, step, prompts, n, sampling, version, view),
+            lambda: sample_shards(self, step, prompts, tokens, n, sampling, version, view),
         )
         self.run.owed.append(samples)
         return samples
@@ -89,17 +82,20 @@ class Round:
         view: View,
         sampling: Sampling,
         label: str,
-    ) -> tuple[list[Prompt], str]:
+    ) -> tuple[list[Prompt], pa.ChunkedArray, Step]:
+        """The prompts that fit, their tokens under `view`, and the step that records them."""
         drawn = source.train(self.number) if isinstance(source, PromptSource) else list(source)
         identity = content_hash([[p.id, dict(p.columns)] for p in drawn])
         args = {"prompts": identity, "view": view.name}
         step = self._step("prompts", label, args, len(drawn))
         if not step.finished:
             limit = self.run.setting.context - sampling.max_tokens
-            fits = [p for p in drawn if len(self.run.render(view(p))) <= limit]
-            step.write(0, prompts_table(fits))
+            tokens = self.run.render_all([view(p) for p in drawn])
+            fits = [i for i, ids in enumerate(tokens) if len(ids) <= limit]
+            step.write(0, prompts_table([drawn[i] for i in fits], [tokens[i] for i in fits]))
             self.finish(step, {"prompts": len(fits), "too_long": len(drawn) - len(fits)})
-        return [p for table in step.tables() for p in read_prompts(table)], step.fingerprint
+        table = step.read(0)
+        return read_prompts(table), table.column("tokens"), step
 
     def demonstrate(
         self,
@@ -114,9 +110,9 @@ class Round:
         from them.
         """
         sampling = self.run.config.sampling
-        prompts, fingerprint = self._prompts(prompts, plain, sampling, label)
+        prompts, _, asked = self._prompts(prompts, plain, sampling, label)
         identity = content_hash([texts[p.id] for p in prompts])
-        args = {"prompts": fingerprint, "texts": identity, "policy_name": DEMONSTRATION}
+        args = {"prompts": asked.fingerprint, "texts": identity, "policy_name": DEMONSTRATION}
         step = self._step("generate", label, args, len(prompts))
         if not step.finished:
             record_demonstrations(self, step, prompts, texts)
@@ -165,19 +161,9 @@ class Round:
         args = {"scored": scored.step.fingerprint, "rule": rule.name, "seed": self.run.config.seed}
         step = self._step("keep", label, args, 0)
         if not step.finished:
-            record_decisions(self, step, self._decide(scored, rule), rule.name)
-        return Kept(step, scored, [d for t in step.tables() for d in read_rows(t, Decision)])
-
-    def _decide(self, scored: Scored | Samples, rule: Rule) -> list[Decision]:
-        candidates = scored.candidates()
-        rng = np.random.default_rng([self.run.config.seed, self.number])
-        reasons = rule.apply(candidates, rng)
-        return [
-            Decision(sample, prompt, reason is None, reason or "kept")
-            for sample, prompt, reason in zip(
-                candidates.sample_ids, candidates.prompt_ids, reasons, strict=True
-            )
-        ]
+            tables = decisions(scored, rule, [self.run.config.seed, self.number])
+            record_decisions(self, step, tables, rule.name)
+        return Kept(step, scored)
 
     # -- pair -----------------------------------------------------------------------------------
 

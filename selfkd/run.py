@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from selfkd.chat import render
+from selfkd.chat import render_all
 from selfkd.cluster import ActorLost, Cluster, kill
 from selfkd.config import Resolved
 from selfkd.errors import DataError, InfrastructureError
@@ -16,7 +16,7 @@ from selfkd.hardware import compute_dtype
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
 from selfkd.ledger import Ledger, Step, write_atomically
-from selfkd.metrics import alarms, round_rows
+from selfkd.metrics import alarms, recorded_rows
 from selfkd.policies import Policies
 from selfkd.progress import Reporter
 from selfkd.prompts import PromptSource
@@ -121,9 +121,9 @@ class Run:
         """Held-out rewards by prompt id of a policy that was measured, else None."""
         return self._heldout_rewards.get(policy)
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
+    def render_all(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Tokens of chat messages, ready to be completed."""
-        return render(self.setting.tokenizer, list(messages))
+        return render_all(self.setting.tokenizer, conversations)
 
     def judge_batches(
         self, judge: JudgeSpec, batches: Iterator[list[Sample]]
@@ -143,12 +143,10 @@ class Run:
 
     def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
         """Run one training in the trainer process; `follow` sees each logged step."""
-        from selfkd.training.trainer import LocalTrainer
-
         if self.setting.swap:
             self.sampler.close()
         if self._trainer is None:
-            self._trainer = self._cluster.start(LocalTrainer, gpus=self.setting.trainer_gpus)
+            self._trainer = self._make_trainer()
         tail = _Tail(Path(job.log_file), follow)
 
         def check() -> None:
@@ -254,7 +252,7 @@ class Run:
         for handle in self.owed:
             handle.wait()
         self.owed.clear()
-        rows = round_rows(self.ledger.path)
+        rows = recorded_rows(self.ledger.path)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(self.ledger.path / "metrics.jsonl", lines.encode())
         row = next((r for r in rows if r["round"] == number), None)
@@ -278,6 +276,11 @@ class Run:
                     alarm=alarm.name,
                     message=alarm.message,
                 )
+
+    def _make_trainer(self) -> Any:
+        from selfkd.training.trainer import LocalTrainer
+
+        return self._cluster.start(LocalTrainer, gpus=self.setting.trainer_gpus)
 
     def _make_sampler(self) -> SamplerPool:
         engine = self.config.engine

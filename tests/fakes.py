@@ -59,7 +59,7 @@ class ScriptedSampler:
                     self._complete(self.answer(policy, text, k), sampling.max_tokens)
                     for k in range(request.n)
                 ]
-            yield Shard(index, completions)
+            yield Shard.of(index, completions)
 
     def _complete(self, text: str, limit: int) -> Completion:
         tokens = [*TOKENIZER(text)["input_ids"], TOKENIZER.eos_token_id]

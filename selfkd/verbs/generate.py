@@ -2,14 +2,17 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from selfkd.ledger import Step
 from selfkd.policies import Policy
-from selfkd.records import Prompt, Sample, samples_table
+from selfkd.records import SAMPLES, Prompt
 from selfkd.sampling.actor import Shard
-from selfkd.sampling.base import Completion, Request, Sampling
-from selfkd.tables import Batch
+from selfkd.sampling.base import Request, Sampling
 from selfkd.views import View
 
 if TYPE_CHECKING:
@@ -20,77 +23,95 @@ def sample_shards(
     round: "Round",
     step: Step,
     prompts: Sequence[Prompt],
+    tokens: pa.ChunkedArray,
     n: int,
     sampling: Sampling,
     policy: Policy,
     view: View,
-) -> Iterator[Batch]:
-    """Yield each missing shard once it is recorded, in the order they get full."""
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield each missing shard once it is recorded, in the order they get full.
+
+    `tokens` are those of the prompts under the view.
+    """
     step.started = time.monotonic()
-    plan = shard_plan(prompts, n)
+    plan = shard_plan(len(prompts), n)
     missing = [i for i in range(len(plan)) if not step.has(i)]
-    render = round.run.render
-    requests = [
-        (i, tuple(Request(p.id, tuple(render(view(p))), n) for p in plan[i])) for i in missing
-    ]
+    requests = [(i, _requests(prompts, tokens, plan[i], n)) for i in missing]
     before = len(prompts) - sum(len(plan[i]) for i in missing)
+    tally = _Tally()
+    for index in step.shards():
+        tally.add(step.read(index, ["tokens", "finish"]))
     stream = round.run.sampler.generate(policy.name, policy.path, policy.canary, requests, sampling)
     for item in stream:
         if isinstance(item, Shard):
-            batch = [
-                _sample(round, step, prompt, k, completion, policy.name, view.name)
-                for prompt in plan[item.index]
-                for k, completion in enumerate(item.completions[prompt.id])
-            ]
-            step.write(item.index, samples_table(batch))
-            yield item.index, batch
+            table = _samples(round, step, item.completions, policy.name, view.name)
+            step.write(item.index, table)
+            tally.add(table)
+            yield item.index, table
         else:
             done = (before + item.requests) * n
             round.progress(step, done, len(prompts) * n, tokens=item.tokens)
-    round.finish(step, _summary(step, policy, len(prompts)))
-
-
-def shard_plan(prompts: Sequence[Prompt], n: int) -> list[list[Prompt]]:
-    """Prompts by shard: between 64 and 4096 samples each, about 32 shards where that allows it."""
-    samples = min(4096, max(64, len(prompts) * n // 32))
-    size = max(1, samples // n)
-    return [list(prompts[i : i + size]) for i in range(0, len(prompts), size)]
-
-
-def _sample(
-    round: "Round",
-    step: Step,
-    prompt: Prompt,
-    index: int,
-    completion: Completion,
-    policy: str,
-    view: str,
-) -> Sample:
-    return Sample(
-        id=sample_id(round, step, prompt, index),
-        prompt=prompt,
-        index=index,
-        completion=completion.text,
-        tokens=completion.tokens,
-        finish=completion.finish,
-        policy=policy,
-        view=view,
-        round=round.number,
-        logprob=completion.logprob,
+    round.finish(
+        step,
+        {
+            "prompts": len(prompts),
+            "samples": tally.samples,
+            "tokens": tally.tokens,
+            "policy": policy.name,
+            "truncated": tally.truncated,
+        },
     )
 
 
-def sample_id(round: "Round", step: Step, prompt: Prompt, index: int) -> str:
-    """The id of a prompt's `index`-th sample in a step; no two samples of a run share one."""
-    return f"{round.number}-{step.name}-{prompt.id}-{index}"
+def shard_plan(prompts: int, n: int) -> list[range]:
+    """Prompts by shard: between 64 and 4096 samples each, about 32 shards where that allows it."""
+    samples = min(4096, max(64, prompts * n // 32))
+    size = max(1, samples // n)
+    return [range(i, min(i + size, prompts)) for i in range(0, prompts, size)]
 
 
-def _summary(step: Step, policy: Policy, prompts: int) -> dict[str, object]:
-    rows = [r for t in step.tables() for r in t.select(["finish", "tokens"]).to_pylist()]
-    return {
-        "prompts": prompts,
-        "samples": len(rows),
-        "tokens": sum(len(r["tokens"]) for r in rows),
-        "policy": policy.name,
-        "truncated": sum(r["finish"] == "length" for r in rows),
+def _requests(
+    prompts: Sequence[Prompt], tokens: pa.ChunkedArray, part: range, n: int
+) -> tuple[Request, ...]:
+    own = tokens.slice(part.start, len(part)).to_pylist()
+    return tuple(Request(prompts[i].id, tuple(ids), n) for i, ids in zip(part, own, strict=True))
+
+
+def _samples(round: "Round", step: Step, completions: pa.Table, policy: str, view: str) -> pa.Table:
+    """Completions as rows of `SAMPLES`."""
+    prompts, index = completions.column("request"), completions.column("index")
+    count = completions.num_rows
+    columns = {
+        "id": sample_ids(round, step, prompts, index),
+        "prompt_id": prompts,
+        "policy": pa.repeat(policy, count),
+        "view": pa.repeat(view, count),
+        "round": pa.repeat(pa.scalar(round.number, pa.int32()), count),
+        "parents": pa.repeat(pa.scalar([], pa.list_(pa.string())), count),
     }
+    names = [f.name for f in SAMPLES]
+    found = [columns[n] if n in columns else completions.column(n) for n in names]
+    return pa.Table.from_arrays(found, schema=SAMPLES)
+
+
+def sample_ids(round: "Round", step: Step, prompts: Any, index: Any) -> Any:
+    """Ids of prompts' `index`-th samples in a step, Arrow columns all of them.
+
+    No two samples of a run share one.
+    """
+    head = f"{round.number}-{step.name}"
+    return pc.binary_join_element_wise(head, prompts, pc.cast(index, pa.string()), "-")
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Counts of the shards so far."""
+
+    samples: int = 0
+    tokens: int = 0
+    truncated: int = 0
+
+    def add(self, table: pa.Table) -> None:
+        self.samples += table.num_rows
+        self.tokens += pc.sum(pc.list_value_length(table.column("tokens"))).as_py() or 0
+        self.truncated += pc.sum(pc.equal(table.column("finish"), "length")).as_py() or 0

@@ -1,12 +1,15 @@
 """Makes a policy from an objective's examples, or says why the old one stays."""
 
+import itertools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from selfkd.errors import DataError, Diverged
 from selfkd.ledger import Step
 from selfkd.objectives import Objective
 from selfkd.policies import Policy
-from selfkd.records import EXAMPLES, rows_table
+from selfkd.records import EXAMPLES, Example, rows_table
+from selfkd.tables import BLOCK
 from selfkd.training.base import TrainJob, TrainOptions, TrainReport
 
 if TYPE_CHECKING:
@@ -28,9 +31,7 @@ def train_policy(
     or goes on as the config says.
     """
     run = round.run
-    if not step.has(0):
-        step.write(0, rows_table(objective.examples(run.setting.tokenizer), EXAMPLES))
-    if not step.read(0).num_rows:
+    if not _record_examples(step, objective.examples(run.setting.tokenizer)):
         _no_signal(round, step, objective.missing)
         return
     name = f"round-{round.number + 1}"
@@ -39,7 +40,7 @@ def train_policy(
         job = TrainJob(
             objective=objective.name,
             objective_options=objective.settings(),
-            example_files=(str(step.shard_path(0)),),
+            example_files=tuple(str(step.shard_path(i)) for i in step.shards()),
             start_path=str(origin.path),
             out_dir=str(run.policies.staging(name)),
             log_file=str(step.path / "log.jsonl"),
@@ -59,6 +60,20 @@ def train_policy(
         canary = [(list(tokens), list(expected)) for tokens, expected in result.canary]
         run.policies.commit(name, step.fingerprint, report, canary, origin.name)
     round.finish(step, {"policy": name, "start": origin.name, **report})
+
+
+def _record_examples(step: Step, examples: Iterable[Example]) -> int:
+    """Write what is trained on, block by block, where it is not yet; the count of it."""
+    waiting = iter(examples)
+    count = 0
+    for index in itertools.count():
+        part = list(itertools.islice(waiting, BLOCK))
+        if not step.has(index) and (part or not index):
+            step.write(index, rows_table(part, EXAMPLES))
+        count += len(part)
+        if len(part) < BLOCK:
+            return count
+    raise AssertionError
 
 
 _NOTHING = {"steps": 0, "examples": 0}
