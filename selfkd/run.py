@@ -73,7 +73,7 @@ class Run:
         self.judge = resolved.judge
         self.gold_judge = resolved.gold_judge
         self.reporter = reporter
-        self.policies = Policies(ledger, setting.model_path)
+        self.policies = Policies(ledger, setting.model_path, self._merge)
         self.best = "base"
         self.newest = "base"
         """The policy trained last, promoted or not."""
@@ -143,20 +143,28 @@ class Run:
 
     def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
         """Run one training in the trainer process; `follow` sees each logged step."""
+        tail = _Tail(Path(job.log_file), follow)
+        return self._in_trainer("train", job, what="the training", meanwhile=tail.read)
+
+    def _merge(self, adapter: Path, start: Path, out: Path) -> None:
+        """As `policies.Merge`; the driver itself never loads a model."""
+        self._in_trainer("merge", *map(str, (adapter, start, out)), what="an adapter's merge")
+
+    def _in_trainer(
+        self, method: str, *args: Any, what: str, meanwhile: Callable[[], None] = lambda: None
+    ) -> Any:
         if self.setting.swap:
             self.sampler.close()
         if self._trainer is None:
             self._trainer = self._make_trainer()
-        tail = _Tail(Path(job.log_file), follow)
 
         def check() -> None:
-            tail.read()
+            meanwhile()
             self._check_stop()
 
         try:
-            return self._cluster.get(
-                self._trainer.train.remote(job), "the training", timeout=7 * 86_400, check=check
-            )
+            ref = getattr(self._trainer, method).remote(*args)
+            return self._cluster.get(ref, what, timeout=7 * 86_400, check=check)
         except ActorLost as error:
             self._trainer = None
             raise InfrastructureError(

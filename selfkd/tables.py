@@ -257,7 +257,9 @@ class Pairs:
 
     def rows(self) -> list[tuple[Sample, Sample, Pair]]:
         """(chosen, rejected, pair), in order."""
-        wanted = pa.array([i for p in self.pairs for i in (p.chosen_id, p.rejected_id)], pa.string())
+        wanted = pa.array(
+            [i for p in self.pairs for i in (p.chosen_id, p.rejected_id)], pa.string()
+        )
         samples: Mapping[str, Sample] = {
             s.id: s
             for part in self.parts

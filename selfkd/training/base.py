@@ -63,6 +63,8 @@ class TrainJob:
     options: TrainOptions
     max_steps: int | None = None
     """Optimiser steps; overrides epochs."""
+    merged_dir: str | None = None
+    """Empty directory for the whole model, where `out_dir` takes an adapter alone."""
     ref_path: str | None = None
     """HF model directory of the reference policy, for an objective that has one."""
 

@@ -37,6 +37,7 @@ def train_policy(
     name = f"round-{round.number + 1}"
     report = run.policies.committed(name, step.fingerprint)
     if report is None:
+        adapter = options.lora_rank > 0 and options.lora_save == "adapter"
         job = TrainJob(
             objective=objective.name,
             objective_options=objective.settings(),
@@ -47,6 +48,7 @@ def train_policy(
             seed=run.config.seed * 1000 + round.number,
             options=options,
             max_steps=steps,
+            merged_dir=str(run.policies.staging_merged(name)) if adapter else None,
             ref_path=str(ref.path) if ref else None,
         )
         try:
