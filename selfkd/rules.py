@@ -7,6 +7,7 @@ A rule looks at the candidates that earlier rules left alive and gives each one 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -32,10 +33,12 @@ class Candidates:
     @classmethod
     def concatenated(cls, parts: "Sequence[Candidates]") -> "Candidates":
         """All candidates of the parts, in order."""
-        names = [f.name for f in fields(cls)]
-        columns = {n: [v for part in parts for v in getattr(part, n)] for n in names}
-        for name, dtype in (("lengths", np.int64), ("rewards", np.float64)):
-            columns[name] = np.array(columns[name], dtype=dtype)
+        columns: dict[str, Any] = {
+            f.name: [value for part in parts for value in getattr(part, f.name)]
+            for f in fields(cls)
+        }
+        columns["lengths"] = np.array(columns["lengths"], dtype=np.int64)
+        columns["rewards"] = np.array(columns["rewards"], dtype=np.float64)
         return cls(**columns)
 
 

@@ -4,13 +4,12 @@ Rows stay in Arrow tables on disk. Python objects are made of them where a judge
 looks at them, a shard or a block at a time, so that a round may have millions.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from selfkd.ledger import Step, broken
 from selfkd.records import (
@@ -23,6 +22,7 @@ from selfkd.records import (
     read_samples,
 )
 from selfkd.rules import Candidates, Rule
+from selfkd.rundir import places, token_counts
 
 Batch = tuple[int, list[Sample]]
 """Shard index and its samples."""
@@ -105,14 +105,15 @@ class Scored:
 
     def failed_prompts(self) -> list[Prompt]:
         """Prompts none of whose samples has reward 1, in order (STaR rationalises these)."""
-        rewards = self._rewards()
-        solved = rewards.filter(pc.greater_equal(rewards.column("reward"), 1.0))
+        table = self._rewards()
+        solved = table.filter(pa.array(table.column("reward").to_numpy() >= 1))
         ids = set(solved.column("prompt_id").unique().to_pylist())
         return [p for p in self.samples.prompts if p.id not in ids]
 
     def mean_reward(self) -> float:
         """Mean reward of the scored samples; 0 if there is none."""
-        return pc.mean(self._rewards().column("reward")).as_py() or 0.0
+        rewards = self._rewards().column("reward").to_numpy()
+        return float(rewards.mean()) if len(rewards) else 0.0
 
     def mean_rewards(self) -> dict[str, float]:
         """Prompt id -> mean reward of its scored samples."""
@@ -199,7 +200,7 @@ def _candidates(samples: pa.Table, verdicts: pa.Table | None) -> Candidates:
         completions=columns["completion"],
         answers=answers,
         finishes=columns["finish"],
-        lengths=pc.list_value_length(samples.column("tokens")).to_numpy().astype(np.int64),
+        lengths=token_counts(samples),
         rewards=rewards.astype(np.float64),
         policies=columns["policy"],
     )
@@ -257,13 +258,11 @@ class Pairs:
 
     def rows(self) -> list[tuple[Sample, Sample, Pair]]:
         """(chosen, rejected, pair), in order."""
-        wanted = pa.array(
-            [i for p in self.pairs for i in (p.chosen_id, p.rejected_id)], pa.string()
-        )
-        samples: Mapping[str, Sample] = {
-            s.id: s
-            for part in self.parts
-            for _, table in samples_of(part).tables()
-            for s in samples_of(part).read(table.filter(pc.is_in(table.column("id"), wanted)))
-        }
-        return [(samples[p.chosen_id], samples[p.rejected_id], p) for p in self.pairs]
+        named = [id for p in self.pairs for id in (p.chosen_id, p.rejected_id)]
+        wanted = pa.chunked_array([named], type=pa.string())
+        found: dict[str, Sample] = {}
+        for samples in map(samples_of, self.parts):
+            for _, table in samples.tables():
+                named_here = places(table.column("id"), wanted).is_valid()
+                found |= {s.id: s for s in samples.read(table.filter(named_here))}
+        return [(found[p.chosen_id], found[p.rejected_id], p) for p in self.pairs]

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from selfkd.ledger import Step
 from selfkd.policies import Policy
 from selfkd.records import SAMPLES, Prompt
+from selfkd.rundir import counts, token_counts
 from selfkd.sampling.actor import Shard
 from selfkd.sampling.base import Request, Sampling
 from selfkd.views import View
@@ -99,8 +100,9 @@ def sample_ids(round: "Round", step: Step, prompts: Any, index: Any) -> Any:
 
     No two samples of a run share one.
     """
-    head = f"{round.number}-{step.name}"
-    return pc.binary_join_element_wise(head, prompts, pc.cast(index, pa.string()), "-")
+    head = pa.scalar(f"{round.number}-{step.name}")
+    parts = [head, prompts, index.cast(pa.string()), pa.scalar("-")]
+    return pc.call_function("binary_join_element_wise", parts)
 
 
 @dataclass(slots=True)
@@ -113,5 +115,5 @@ class _Tally:
 
     def add(self, table: pa.Table) -> None:
         self.samples += table.num_rows
-        self.tokens += pc.sum(pc.list_value_length(table.column("tokens"))).as_py() or 0
-        self.truncated += pc.sum(pc.equal(table.column("finish"), "length")).as_py() or 0
+        self.tokens += int(token_counts(table).sum())
+        self.truncated += counts(table.column("finish")).get("length", 0)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from selfkd.judging import FAILURES, JudgeSpec, check_failures
 from selfkd.ledger import Step
@@ -72,13 +72,13 @@ class Tally:
         rewards = table.column("reward")
         self.count += table.num_rows
         self.scored += len(rewards) - rewards.null_count
-        self.total += pc.sum(rewards).as_py() or 0.0
-        without = table.filter(pc.is_null(rewards))
+        self.total += float(np.nansum(rewards.to_numpy()))
+        without = table.filter(rewards.is_null())
         if without.num_rows:
-            self.unscored.update(without.column("status").to_pylist())
-            failed = without.filter(pc.is_in(without.column("status"), pa.array(FAILURES)))
-            if failed.num_rows and self.failed is None:
-                (self.failed,) = read_rows(failed.slice(0, 1), Verdict)
+            verdicts = read_rows(without, Verdict)
+            self.unscored.update(v.status for v in verdicts)
+            failed = (v for v in verdicts if v.status in FAILURES)
+            self.failed = self.failed or next(failed, None)
 
     @property
     def mean(self) -> float | None:

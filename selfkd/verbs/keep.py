@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from selfkd.ledger import Step
 from selfkd.rundir import counts
@@ -27,6 +26,7 @@ def record_decisions(
         if not step.has(index):
             step.write(index, table)
         decided += table.num_rows
-        dropped.update(counts(table.filter(pc.invert(table.column("kept"))).column("reason")))
+        out = pa.array(~table.column("kept").to_numpy())
+        dropped.update(counts(table.filter(out).column("reason")))
     kept = decided - dropped.total()
     round.finish(step, {"kept": kept, "dropped": dict(dropped), "rule": rule_name})
