@@ -28,7 +28,6 @@ if TYPE_CHECKING:
         correct,
         everything,
         finished,
-        majority,
         top,
         unique,
     )
@@ -71,7 +70,6 @@ __all__ = [
     "k_zip",
     "length_controlled",
     "loop",
-    "majority",
     "plain",
     "right_wrong",
     "system",
@@ -101,7 +99,6 @@ _HOMES = {
         "correct",
         "everything",
         "finished",
-        "majority",
         "top",
         "unique",
     ),

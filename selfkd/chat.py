@@ -1,6 +1,7 @@
 """Chat messages to tokens: the one place where sampler and trainer get their prompts from."""
 
 import re
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,10 @@ PLAIN = (
     "{% if m.role == 'user' %}{{ '\n' }}{% else %}{{ '\n\n' }}{% endif %}{% endfor %}"
 )
 """Template without roles: a line break ends a question, a blank line ends an answer."""
+
+
+_tokenizing = threading.Lock()
+"""A tokenizer's settings are its own state, and threads that generate and judge share it."""
 
 
 def load_tokenizer(path: str | Path, chat_template: str | None = None) -> Any:
@@ -45,21 +50,28 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
 
 def render_all(tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
     """`render` of each conversation; many at once are several times as fast."""
-    special, ids = _special_tokens(tokenizer, len(tokenizer))
     found: list[list[int]] = [[]] * len(conversations)
     plain: list[int] = []
     filled: list[str] = []
-    for i, conversation in enumerate(conversations):
-        messages = [{key: _encodable(text) for key, text in m.items()} for m in conversation]
-        if any(special.search(text) for m in messages for text in m.values()):
-            found[i] = _render_guarded(tokenizer, messages, special, ids)
-        else:
-            plain.append(i)
-            filled.append(_fill_template(tokenizer, messages))
-    encoded = tokenizer(filled, add_special_tokens=False)["input_ids"] if filled else []
+    with _tokenizing:
+        special, ids = _special_tokens(tokenizer, len(tokenizer))
+        for i, conversation in enumerate(conversations):
+            messages = [{key: _encodable(text) for key, text in m.items()} for m in conversation]
+            if any(special.search(text) for m in messages for text in m.values()):
+                found[i] = _render_guarded(tokenizer, messages, special, ids)
+            else:
+                plain.append(i)
+                filled.append(_fill_template(tokenizer, messages))
+        encoded = tokenizer(filled, add_special_tokens=False)["input_ids"] if filled else []
     for i, tokens in zip(plain, encoded, strict=True):
         found[i] = tokens
     return found
+
+
+def tokens_of(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a text that stands alone; the text of a special token is ordinary text."""
+    with _tokenizing:
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def _render_guarded(

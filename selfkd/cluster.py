@@ -61,10 +61,18 @@ class Cluster:
 
         ray.shutdown()
 
-    def start(self, cls: type, *args: Any, gpus: float = 0, threads: int | None = None) -> Any:
+    def start(
+        self,
+        cls: type,
+        *args: Any,
+        gpus: float = 0,
+        threads: int | None = None,
+        concurrency: int = 1,
+    ) -> Any:
         """Start an actor of a plain class and return its handle; its constructor runs meanwhile.
 
         Sampler and trainer take turns, so they reserve no logical CPU and each gets every core.
+        `concurrency`: how many of its methods may run at once, each in a thread of its own.
         """
         import ray
 
@@ -73,7 +81,11 @@ class Cluster:
             "TOKENIZERS_PARALLELISM": "false",
         }
         remote = ray.remote(cls).options(
-            num_cpus=0, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": environment}
+            num_cpus=0,
+            num_gpus=gpus,
+            max_restarts=0,
+            max_concurrency=concurrency,  # where it is 1, methods run in the main thread
+            runtime_env={"env_vars": environment},
         )
         return remote.remote(*args)
 

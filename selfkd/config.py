@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from selfkd.errors import UsageError
-from selfkd.judging import JudgeSpec, resolve_judge
+from selfkd.judging import JudgeSpec, absolute_judge, resolve_judge
 from selfkd.options import Options
 from selfkd.plugins import LoopPlugin, absolute_spec, find_loop
 from selfkd.prompts import PromptOptions
@@ -203,6 +203,7 @@ def resolve(
 def _judge(value: str | dict[str, Any]) -> JudgeSpec:
     spec = resolve_judge(value, Path.cwd())
     spec.validate()
+    _ = spec.engine  # refuses judges that ask several policies at once
     return spec
 
 
@@ -346,13 +347,15 @@ def _absolute(raw: Mapping[str, Any], base: Path, prefix: tuple[str, ...] = ()) 
 
 def _absolute_value(key: tuple[str, ...], value: Any, base: Path) -> Any:
     """`value` with the paths that `key` is known to hold made absolute, relative to `base`."""
+    if key[0] in ("judge", "gold_judge"):
+        return absolute_judge({key[-1]: value}, base)[key[-1]]
     if isinstance(value, Mapping):
         return _absolute(value, base, key)
     if not isinstance(value, str):
         return value
     if len(key) == 1 and key[0] in SHORTHAND:
         key = (key[0], SHORTHAND[key[0]])
-    if key in {("loop",), ("judge", "use"), ("gold_judge", "use")}:
+    if key == ("loop",):
         return absolute_spec(value, base)
     if key in {
         ("model",),

@@ -3,7 +3,7 @@
 A judge takes options in one of two ways. Either it has a parameter called `options`, annotated
 with a pydantic model (`JudgeOptions` is a good base); or its keyword parameters are its options:
 those of `__init__` for a class, the keyword-only ones (`def polite(sample, *, floor=0.5)`) for a
-function.
+function. A parameter called `caller` is no option: it is given what answers the judge's calls.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticUserError
@@ -23,6 +23,14 @@ from selfkd.errors import DataError, UsageError
 from selfkd.options import Options
 from selfkd.plugins import JudgePlugin, absolute_spec, find_judge
 from selfkd.records import Verdict, content_hash
+
+if TYPE_CHECKING:
+    from selfkd.judgecalls import Caller
+
+OWN = "own"
+"""Stands for the policy whose round it is, where a judge says which policy it asks."""
+CALLER = "caller"
+"""The parameter that a judge takes its caller by."""
 
 FAILURES = ("error", "timeout")
 """Statuses that mean the judge broke; the others that give no reward are judgements."""
@@ -60,6 +68,27 @@ class JudgeSpec:
         """Whether every prompt must have a reference answer."""
         return self._says("needs_answer")
 
+    @property
+    def calls(self) -> bool:
+        """Whether it asks a language model, so that it may wait for long."""
+        return self._says("calls", self.engine is not None)
+
+    @property
+    def engine(self) -> str | None:
+        """Which policy of the run answers its calls: `own`, a policy's name, or none of them."""
+        said = self._said("engine", OWN if self._takes_caller else None)
+        return str(said) if said else None
+
+    @property
+    def compares(self) -> bool:
+        """Whether it looks at all samples of a prompt together."""
+        return self._says("compares")
+
+    @property
+    def writes(self) -> bool:
+        """Whether its calls make judgements, which a run records as samples."""
+        return self.engine is not None and self._says("writes", self._takes_caller)
+
     def identity(self) -> str:
         """Hash of the judge's source and of its options, defaults included."""
         options = self.validate().model_dump(mode="json")
@@ -69,9 +98,14 @@ class JudgeSpec:
         """The options, checked; UsageError names the judge, the option, its value and the range."""
         return self._checked
 
-    def build(self) -> Any:
-        """The judge with its options bound: an instance of a class, or a function."""
+    def build(self, caller: "Caller | None" = None) -> Any:
+        """The judge with its options bound: an instance of a class, or a function.
+
+        `caller` answers its calls; a judge that takes none never sees it.
+        """
         target, arguments = self.plugin.target, self.arguments()
+        if self._takes_caller:
+            arguments[CALLER] = caller
         if self.plugin.kind == "class":
             return target(**arguments)
         return functools.partial(target, **arguments) if arguments else target
@@ -82,6 +116,10 @@ class JudgeSpec:
         if _takes_model(self.plugin):
             return {"options": options}
         return {name: getattr(options, name) for name in options.model_fields_set}
+
+    @property
+    def _takes_caller(self) -> bool:
+        return any(p.name == CALLER for p in _parameters(self.plugin))
 
     @cached_property
     def _checked(self) -> BaseModel:
@@ -95,9 +133,27 @@ class JudgeSpec:
         except ValidationError as error:
             raise _wrong_option(self.name, model, error) from error
 
-    def _says(self, what: str) -> bool:
-        said = getattr(self.plugin.target, what, None)
-        return bool(said(self.validate()) if callable(said) else said)
+    def _says(self, what: str, otherwise: bool = False) -> bool:
+        return bool(self._said(what, otherwise))
+
+    def _said(self, what: str, otherwise: Any) -> Any:
+        said = getattr(self.plugin.target, what, otherwise)
+        return said(self.validate()) if callable(said) else said
+
+
+def absolute_judge(value: Any, base: Path) -> Any:
+    """A judge as a config has it, with the files that it and judges inside it name made absolute.
+
+    Judges stand under `use`, `judge` or `judges`; other options are left alone.
+    """
+    if isinstance(value, str):
+        return absolute_spec(value, base)
+    if isinstance(value, list):
+        return [absolute_judge(item, base) for item in value]
+    if isinstance(value, Mapping):
+        names = ("use", "judge", "judges")
+        return {k: absolute_judge(v, base) if k in names else v for k, v in value.items()}
+    return value
 
 
 def resolve_judge(value: str | Mapping[str, Any] | None, base: Path) -> JudgeSpec:
@@ -105,6 +161,7 @@ def resolve_judge(value: str | Mapping[str, Any] | None, base: Path) -> JudgeSpe
 
     Files are relative to `base`. Nothing is imported yet; `JudgeSpec.validate` does that.
     """
+    value = absolute_judge(value, base)
     options = dict(value) if isinstance(value, Mapping) else {"use": value}
     spec = options.pop("use", None)
     if not isinstance(spec, str) or not spec:
@@ -112,7 +169,7 @@ def resolve_judge(value: str | Mapping[str, Any] | None, base: Path) -> JudgeSpe
             f"{value!r} names no judge",
             remedy="write judge: NAME, or judge: {use: NAME, OPTION: VALUE}",
         )
-    return JudgeSpec(absolute_spec(spec, base), options)
+    return JudgeSpec(spec, options)
 
 
 def options_doc(plugin: JudgePlugin) -> list[tuple[str, str, Any, str]]:
@@ -180,6 +237,8 @@ def _parameters(plugin: JudgePlugin) -> Iterator[inspect.Parameter]:
 
 def _is_option(plugin: JudgePlugin, parameter: inspect.Parameter) -> bool:
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        return False
+    if parameter.name == CALLER:
         return False
     if plugin.kind == "class":
         return True

@@ -32,6 +32,9 @@ train           {"steps", "examples", "loss_first", "loss_last", "start"} and, w
                 as they were, "no_signal": true
 pairs           {"pairs", "prompts", "margin_mean", "chosen_length", "rejected_length"} of what was
                 compared: pairs made, prompts they are of, mean gap in reward, mean tokens
+agreement       of the judge with gold where both scored the same samples (step `judge-audit`), else
+                null: {"samples", "coverage", "auc", "pairs", "pair_accuracy"}, see
+                `selfkd.audit`
 gate            {"policy", "decision", "best", "p_value", "delta"}
 extra           {label: {"samples", "scored", "kept", "reward_mean"}} of further sampling in the
                 round, such as STaR's rationalisation
@@ -46,6 +49,7 @@ import numpy as np
 import pyarrow as pa
 
 from selfkd.alarms import Alarm, alarms
+from selfkd.audit import audit_figures
 from selfkd.diversity import Tokens, distinct_2, unique
 from selfkd.records import content_hash
 from selfkd.rundir import (
@@ -132,6 +136,7 @@ def _figures(number: int, steps: Sequence[StepRecord]) -> Row:
         },
         "train": _train_figures(of_verb(own, "train")),
         "pairs": _pair_figures(of_verb(main, "pair")),
+        "agreement": audit_figures(of_verb(own, "judge")),
         "gate": next((s.summary for s in of_verb(steps, "gate") if s.finished), None),
         "extra": _extra_figures([s for s in own if s.label]),
     }

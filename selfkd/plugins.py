@@ -24,6 +24,9 @@ JudgeKind = Literal["function", "async", "class", "trl"]
 
 Said = bool | Callable[[Any], bool] | None
 """What a judge says of itself: yes, no, nothing, or a function of its options."""
+Engine = str | Callable[[Any], str | None] | None
+"""Which policy a judge asks: `own` (the round's), a policy's name, none, or a function of its
+options."""
 
 T = TypeVar("T")
 
@@ -46,13 +49,28 @@ def loop(name: str, *, paper: str = "", options: type | None = None) -> Callable
     return _marker(_Mark("loop", name, paper, options))
 
 
-def judge(name: str, *, gold: Said = None, needs_answer: Said = None) -> Callable[[T], T]:
+def judge(
+    name: str,
+    *,
+    gold: Said = None,
+    needs_answer: Said = None,
+    calls: Said = None,
+    engine: Engine = None,
+    writes: Said = None,
+    compares: Said = None,
+) -> Callable[[T], T]:
     """Register a judge function or class under a name of its own.
 
     `gold`: it compares with the reference answer. `needs_answer`: prompts without one are refused
-    before the run starts. A class may say both as class variables instead.
+    before the run starts. `calls`: it asks a language model (`selfkd.judgecalls`), so it may wait
+    long. `engine`: which policy of the run it asks. `writes`: what it is told are judgements that a
+    run records. `compares`: it looks at all samples of a prompt together.
+
+    A judge with a parameter `caller` calls, asks the round's own policy and writes, unless it says
+    otherwise. A class may say all of these as class variables instead.
     """
-    said = {"gold": gold, "needs_answer": needs_answer}
+    said: dict[str, Any] = {"gold": gold, "needs_answer": needs_answer, "calls": calls}
+    said |= {"engine": engine, "writes": writes, "compares": compares}
     return _marker(_Mark("judge", name), **{k: v for k, v in said.items() if v is not None})
 
 

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from selfkd.judging import JudgeSpec
+from selfkd.judging import OWN, JudgeSpec
 from selfkd.ledger import Step
 from selfkd.objectives import Objective, Which
 from selfkd.pairs import DEMONSTRATION, PairRule
 from selfkd.prompts import PromptSource
 from selfkd.records import Pair, Prompt, content_hash, prompts_table, read_prompts, read_rows
 from selfkd.rules import Rule
-from selfkd.rundir import HELDOUT
+from selfkd.rundir import AUDIT, HELDOUT
 from selfkd.sampling.base import Sampling
-from selfkd.tables import Kept, Pairs, Samples, Scored, decisions
+from selfkd.tables import Judgements, Kept, Pairs, Samples, Scored, decisions
 from selfkd.verbs.demonstrate import record_demonstrations
 from selfkd.verbs.generate import sample_shards
 from selfkd.verbs.judge import judge_shards
@@ -72,6 +72,7 @@ class Round:
             prompts,
             n,
             lambda: sample_shards(self, step, prompts, tokens, n, sampling, version, view),
+            version.name,
         )
         self.run.owed.append(samples)
         return samples
@@ -116,18 +117,50 @@ class Round:
         step = self._step("generate", label, args, len(prompts))
         if not step.finished:
             record_demonstrations(self, step, prompts, texts)
-        return Samples(step, prompts, 1, lambda: iter(()))
+        return Samples(step, prompts, 1, lambda: iter(()), DEMONSTRATION)
 
     # -- judge ----------------------------------------------------------------------------------
 
     def judge(self, samples: Samples, judge: JudgeSpec, *, label: str = "") -> Scored:
-        """Have every sample judged, shard by shard, while later shards are still being made."""
+        """Have every sample judged, shard by shard, while later shards are still being made.
+
+        A judge that asks the run's sampler asks the round's own policy, or the one it names; where
+        that is not the policy being sampled, judging begins once all is sampled. What such a judge
+        is told is recorded as samples (`Scored.judgements`).
+        """
         label = label or samples.step.label
         args = {"samples": samples.step.fingerprint, "judge": judge.identity()}
+        asked = None
+        if judge.engine:
+            asked = self.run.policies.get(self.policy if judge.engine == OWN else judge.engine)
+            args |= {"policy": asked.fingerprint, "policy_name": asked.name}
         step = self._step("judge", label, args, samples.count)
-        scored = Scored(step, samples, lambda: judge_shards(self, step, samples, judge))
+        told = self._judgements(step, label) if judge.writes else None
+
+        def produce() -> None:
+            calls = self.run.engine_calls(judge, asked) if asked else None
+            judge_shards(self, step, samples, judge, calls, told)
+
+        scored = Scored(step, samples, produce, told)
         self.run.owed.insert(0, scored)  # before its samples, which it takes as they come
         return scored
+
+    def _judgements(self, judging: Step, label: str) -> Judgements:
+        name = f"{label}-judgements" if label else "judgements"
+        args = {"judging": judging.fingerprint}
+        return Judgements(
+            self._step("prompts", name, args, 0), self._step("generate", name, args, 0)
+        )
+
+    def audit(self, samples: Samples, gold: JudgeSpec | None) -> Scored | None:
+        """Gold's verdicts on samples that the run's judge scores, to compare the two.
+
+        Nothing is learnt from them. Without a gold judge, or where it needs answers that a prompt
+        does not have, there are none.
+        """
+        if gold is None or (gold.needs_answer and any(p.answer is None for p in samples.prompts)):
+            return None
+        return self.judge(samples, gold, label=AUDIT)
 
     def score(
         self,

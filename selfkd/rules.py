@@ -4,7 +4,7 @@ A rule looks at the candidates that earlier rules left alive and gives each one 
 `a | b` applies `a`, then `b`.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -158,31 +158,6 @@ def top(count: int) -> Rule:
         return reasons
 
     return Rule(f"top({count})", drop, across=False)
-
-
-def majority(min_share: float = 0.0) -> Rule:
-    """The answer that most of a prompt's candidates give: a label nobody had to write (LMSI).
-
-    Reads the answers that the judge read, not its rewards. Of answers with as many votes the first
-    one wins; a share of the votes below `min_share` settles nothing.
-    """
-
-    def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
-        reasons = {}
-        for members in by_prompt(c, alive).values():
-            votes = Counter(a for i in members if (a := c.answers[i]) is not None)
-            label, count = max(votes.items(), key=lambda item: item[1], default=(None, 0))
-            settled = count >= min_share * votes.total()
-            for i in members:
-                if c.answers[i] is None:
-                    reasons[i] = "no answer"
-                elif not settled:
-                    reasons[i] = f"majority below {min_share:g}"
-                elif c.answers[i] != label:
-                    reasons[i] = "not the majority's answer"
-        return reasons
-
-    return Rule(f"majority({min_share:g})", drop, across=False)
 
 
 def balanced() -> Rule:

@@ -10,20 +10,20 @@ from typing import Any, Literal
 from selfkd.chat import render_all
 from selfkd.cluster import ActorLost, Cluster, kill
 from selfkd.config import Resolved
-from selfkd.errors import DataError, InfrastructureError
+from selfkd.enginecalls import EngineCalls
+from selfkd.errors import DataError, InfrastructureError, UsageError
 from selfkd.gate import paired_test
-from selfkd.hardware import compute_dtype
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
 from selfkd.ledger import Ledger, Step, write_atomically
 from selfkd.metrics import alarms, recorded_rows
-from selfkd.policies import Policies
+from selfkd.policies import Policies, Policy
 from selfkd.progress import Reporter
 from selfkd.prompts import PromptSource
 from selfkd.records import Message, Prompt, Sample, Verdict
 from selfkd.round import Round
 from selfkd.rundir import HELDOUT
-from selfkd.sampling.actor import EngineOptions
+from selfkd.samplers import make_sampler
 from selfkd.sampling.pool import SamplerPool
 from selfkd.tables import Samples, Scored
 from selfkd.training.base import TrainJob, TrainReport
@@ -95,6 +95,21 @@ class Run:
         """The fixed held-out prompts; never trained on."""
         return self.prompts.heldout()
 
+    @property
+    def blind_judge(self) -> JudgeSpec:
+        """The judge, which must not see reference answers: UsageError where it compares with them.
+
+        For loops that are to learn without labels.
+        """
+        name = self.judge.name
+        if self.judge.gold:
+            raise UsageError(
+                f"{self.config.loop} learns without labels, and judge {name!r} compares with them",
+                where="judge",
+                remedy=f"write gold_judge: {name}, which only measures, and another judge",
+            )
+        return self.judge
+
     def rounds(self, count: int) -> Iterator[Round]:
         """Measure the base on held-out, then yield rounds 0 to `count - 1`, one trained policy
         each."""
@@ -125,8 +140,21 @@ class Run:
         """Tokens of chat messages, ready to be completed."""
         return render_all(self.setting.tokenizer, conversations)
 
+    def engine_calls(self, judge: JudgeSpec, policy: Policy) -> EngineCalls:
+        """What answers a judge's calls with the run's own sampler, holding `policy`."""
+        return EngineCalls(
+            self.sampler,
+            policy,
+            self.setting.tokenizer,
+            self.setting.context,
+            keep=judge.writes,
+        )
+
     def judge_batches(
-        self, judge: JudgeSpec, batches: Iterator[list[Sample]]
+        self,
+        judge: JudgeSpec,
+        batches: Iterator[list[Sample]],
+        calls: EngineCalls | None = None,
     ) -> Iterator[list[Verdict]]:
         """Verdicts of each batch in order; judging runs in worker processes of its own."""
         identity = judge.identity()
@@ -139,7 +167,7 @@ class Run:
                 timeout=settings.timeout,
                 check=self._check_stop,
             )
-        return self._judges[identity].judge_batches(batches)
+        return self._judges[identity].judge_batches(batches, calls)
 
     def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
         """Run one training in the trainer process; `follow` sees each logged step."""
@@ -291,22 +319,13 @@ class Run:
         return self._cluster.start(LocalTrainer, gpus=self.setting.trainer_gpus)
 
     def _make_sampler(self) -> SamplerPool:
-        engine = self.config.engine
-        options: dict[str, Any] = {
-            "dtype": compute_dtype(engine.dtype),
-            "max_num_seqs": engine.max_num_seqs,
-        }
-        if self.setting.engine == "vllm":
-            options |= {"max_model_len": self.setting.context, "kv_cache_gib": engine.kv_cache_gib}
-        return SamplerPool(
+        return make_sampler(
             self._cluster,
-            EngineOptions(self.setting.engine, options),
+            self.config.engine,
+            self.setting.engine,
+            context=self.setting.context,
             seed=self.config.seed,
             gpus=self.setting.sampler_gpus,
-            sync=engine.sync,
-            max_restarts=engine.max_restarts,
-            start_timeout=engine.start_timeout,
-            silence_timeout=max(600.0, engine.start_timeout),
             check=self._check_stop,
         )
 

@@ -27,6 +27,8 @@ from selfkd.records import DECISIONS, EXAMPLES, PROMPTS, SAMPLES, VERDICTS
 
 HELDOUT = "heldout"
 """Label of the steps that measure a policy on held-out prompts."""
+AUDIT = "audit"
+"""Label of the steps in which gold judges what another judge has judged, to compare the two."""
 
 State = Literal["running", "finished", "stopped", "failed"]
 

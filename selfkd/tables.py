@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
+from selfkd.errors import UsageError
 from selfkd.ledger import Step, broken
 from selfkd.records import (
     DECISIONS,
@@ -18,6 +19,7 @@ from selfkd.records import (
     Prompt,
     Sample,
     Verdict,
+    read_prompts,
     read_rows,
     read_samples,
 )
@@ -40,8 +42,11 @@ class Samples:
         prompts: Sequence[Prompt],
         n: int,
         produce: Callable[[], Iterator[tuple[int, pa.Table]]],
+        policy: str,
     ) -> None:
         self.step = step
+        self.policy = policy
+        """Name of the policy that writes them."""
         self.count = len(prompts) * n
         self.prompts = list(prompts)
         self._produce = produce
@@ -79,13 +84,34 @@ class Samples:
         return joined([self])
 
 
+@dataclass(frozen=True, slots=True)
+class Judgements:
+    """Where the judgements of a judge that asks the sampler are recorded: prompts and samples."""
+
+    prompts: Step
+    step: Step
+
+    def samples(self) -> Samples:
+        """The judgements as samples; both steps are finished."""
+        prompts = [p for table in self.prompts.tables() for p in read_prompts(table)]
+        summary = self.step.summary
+        return Samples(self.step, prompts, summary["draws"], lambda: iter(()), summary["policy"])
+
+
 class Scored:
     """Samples with their verdicts; judging happens while this is iterated."""
 
-    def __init__(self, step: Step, samples: Samples, produce: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        step: Step,
+        samples: Samples,
+        produce: Callable[[], None],
+        told: Judgements | None = None,
+    ) -> None:
         self.step = step
         self.samples = samples
         self._produce = produce
+        self._told = told
 
     def wait(self) -> None:
         """Have what is still missing judged."""
@@ -98,6 +124,21 @@ class Scored:
         self.wait()
         rows = [v for table in self.step.tables() for v in read_rows(table, Verdict)]
         return {v.sample_id: v for v in rows}
+
+    @cached_property
+    def judgements(self) -> Samples:
+        """What the judge was told, as samples: the prompt of each asks about one sample.
+
+        A prompt's id is that of the sample judged (`selfkd.judgements`). Waits for all of them;
+        UsageError where the judge writes none.
+        """
+        if self._told is None:
+            raise UsageError(
+                f"the judge of step {self.step.name} writes no judgements",
+                remedy="choose one that does, such as self_reward",
+            )
+        self.wait()
+        return self._told.samples()
 
     def candidates(self) -> Candidates:
         """The scored samples in columns, for rules."""

@@ -144,6 +144,7 @@ def test_the_engine_names_no_loop_and_no_judge():
 @pytest.mark.parametrize("kind", ["loops", "judges"])
 def test_plug_ins_use_what_users_can_use(kind):
     public = {"selfkd", "selfkd.judging", "selfkd.judgements", "selfkd.instructions"}
+    public |= {"selfkd.contests", "selfkd.judgecalls", "selfkd.judgeprompts", "selfkd.nested"}
     public |= {f"selfkd.{kind}"}
     for module in below(kind):
         used = own(imports(module))

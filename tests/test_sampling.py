@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from selfkd.cluster import Cluster
 from selfkd.errors import DataError, InfrastructureError
 from selfkd.sampling.actor import EngineOptions, SamplerActor, Shard
-from selfkd.sampling.base import Completion, Request, Sampling
+from selfkd.sampling.base import Completion, Request, Sampling, Work
 from selfkd.sampling.pool import SamplerPool
 from selfkd.sampling.transformers import TransformersEngine
 from tests.engines import Weights, by_request, canary_of, drawn, edited, inside, make_pool, process
@@ -35,7 +36,10 @@ def engine(path: Path, **options: int) -> TransformersEngine:
 def complete(
     sampler: TransformersEngine, requests: list[Request], sampling: Sampling
 ) -> dict[str, list[Completion]]:
-    answers = list(sampler.generate(requests, sampling))
+    sampler.add(Work(tuple(requests), sampling))
+    answers: list[Any] = []
+    while sampler.busy:
+        answers += sampler.step()
     assert len(answers) == len(dict(answers))
     return dict(answers)
 

@@ -1,4 +1,4 @@
-"""The sampler process: one engine, fed whole batches, handing back whole shards."""
+"""The sampler process: one engine, asked by several threads at once (see `desk`)."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from selfkd.errors import InfrastructureError
 from selfkd.records import texts
-from selfkd.sampling.base import Completion, Engine, Request, Sampling
+from selfkd.sampling.base import Answer, Completion, Engine, Request, Sampling, Work
+from selfkd.sampling.desk import Desk
 
 ShardRequests = tuple[int, tuple[Request, ...]]
 
@@ -93,23 +93,38 @@ class Agreement:
 
 
 class SamplerActor:
-    """Lives as long as the run. Every request names the policy it is meant for."""
+    """Lives as long as the run. Every request names the policy it is meant for.
+
+    Its methods may be called from several threads at once.
+    """
 
     def __init__(self, engine: EngineOptions, policy: str, path: str, seed: int) -> None:
-        self._engine = _start(engine, policy, path, seed)
+        self._desk = Desk(lambda: _start(engine, policy, path, seed))
+
+    @property
+    def _engine(self) -> Engine:
+        return self._desk.engine
 
     def load(self, policy: str, path: str, canary: Canary) -> None:
         """Hold the weights of `policy` from now on.
 
         The canary is scored first, so that a prefix cache that outlives its weights shows later.
         """
-        if self._engine.policy != policy:
-            self._engine.logprobs(self._sequences(canary))
-            self._engine.load(policy, path)
+
+        def load(engine: Engine) -> None:
+            if engine.policy != policy:
+                engine.logprobs(self._sequences(canary))
+                engine.load(policy, path)
+
+        self._desk.alone(load)
 
     def policy(self) -> str:
         """The policy whose weights are held."""
         return self._engine.policy
+
+    def structured(self) -> bool:
+        """Whether the engine holds completions to a schema."""
+        return self._engine.structured
 
     def canary(self, expected: Canary) -> Agreement:
         """How well the weights held agree with the trainer's, and the caches with the weights.
@@ -117,14 +132,17 @@ class SamplerActor:
         Completions read cached prefixes, which log-probabilities of a whole sequence never do: so
         the end of each sequence is scored in both ways.
         """
+        return self._desk.alone(lambda engine: self._agreement(engine, expected))
+
+    def _agreement(self, engine: Engine, expected: Canary) -> Agreement:
         sequences = self._sequences(expected)
         weights, caches = [], []
         for tokens, got, (_, wanted) in zip(
-            sequences, self._engine.logprobs(sequences), expected, strict=True
+            sequences, engine.logprobs(sequences), expected, strict=True
         ):
             weights.append(_distance(got, wanted[: len(tokens)]))
             count = min(CANARY_END, len(tokens) - 1)
-            caches.append(_distance(self._engine.last_logprobs(tokens, count), got[-count:]))
+            caches.append(_distance(engine.last_logprobs(tokens, count), got[-count:]))
         return Agreement(max(weights), max(caches))
 
     def _sequences(self, canary: Canary) -> list[list[int]]:
@@ -135,17 +153,14 @@ class SamplerActor:
         self, policy: str, shards: Sequence[ShardRequests], sampling: Sampling
     ) -> Iterator[Shard | Progress]:
         """Complete every shard's requests; yield shards as they fill, and progress in between."""
-        if self._engine.policy != policy:
-            raise InfrastructureError(
-                f"the sampler holds {self._engine.policy}, asked for samples of {policy}"
-            )
         shard_of = {r.id: index for index, requests in shards for r in requests}
         order = {index: [r.id for r in requests] for index, requests in shards}
         done: dict[int, dict[str, list[Completion]]] = {index: {} for index in order}
         requests = tokens = 0
         reported = time.monotonic()
-        every = [r for _, shard in shards for r in shard]
-        for request_id, completions in self._engine.generate(every, sampling):
+        every = tuple(r for _, shard in shards for r in shard)
+        for request_id, answer in self._desk.answers(policy, Work(every, sampling)):
+            completions: list[Completion] = answer  # type: ignore[assignment]
             index = shard_of[request_id]
             done[index][request_id] = completions
             requests += 1
@@ -157,6 +172,11 @@ class SamplerActor:
                 found = done.pop(index)
                 yield Shard.of(index, {id: found[id] for id in order[index]})
         yield Progress(requests, tokens)
+
+    def serve(self, policy: str, work: Sequence[Work]) -> list[dict[str, Answer]]:
+        """Answers by request id to each piece of work, all of it in hand at once."""
+        streams = [self._desk.answers(policy, piece) for piece in work]
+        return [dict(stream) for stream in streams]
 
 
 def _distance(one: Sequence[float], other: Sequence[float]) -> float:

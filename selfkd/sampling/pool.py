@@ -1,5 +1,6 @@
 """The driver's side of sampling: keeps an engine alive, on the right weights, and checked."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from selfkd.sampling.actor import (
     Shard,
     ShardRequests,
 )
-from selfkd.sampling.base import Sampling
+from selfkd.sampling.base import Answer, Sampling, Work
+
+CALLERS = 64
+"""Threads of the sampler's process: one that generates, and one for each judge that calls."""
 
 WEIGHTS_LIMIT = {"float32": 0.02, "bfloat16": 0.15}
 """Largest `Agreement.weights` that still means the same weights, by the engine's dtype.
@@ -30,7 +34,10 @@ none can be stale, and a model that is noisier than those measured is not damage
 
 
 class SamplerPool:
-    """One engine actor, replaced when it dies, at most `max_restarts` times in a row."""
+    """One engine actor, replaced when it dies, at most `max_restarts` times in a row.
+
+    Judges call from threads of their own while another generates, all of them under one policy.
+    """
 
     def __init__(
         self,
@@ -56,6 +63,8 @@ class SamplerPool:
         self._check = check
         self._actor: Any = None
         self._policy = ""
+        self._changing = threading.RLock()
+        """Held while the actor or its weights are replaced."""
         self.restarts = 0
 
     def generate(
@@ -68,11 +77,11 @@ class SamplerPool:
     ) -> Iterator[Shard | Progress]:
         """Complete the shards under `policy`, each exactly once, whatever dies meanwhile."""
         owed = dict(shards)
-        failures = 0
+        losses = _Losses(self._max_restarts)
         while owed:
+            actor = self._held(policy, path, canary)
             try:
-                self.hold(policy, path, canary)
-                generator = self._actor.generate.options(num_returns="streaming").remote(
+                generator = actor.generate.options(num_returns="streaming").remote(
                     policy, tuple(owed.items()), sampling
                 )
                 what = "the next completions"
@@ -81,7 +90,7 @@ class SamplerPool:
                 ):
                     if isinstance(item, Shard):
                         del owed[item.index]
-                        failures = 0
+                        losses.count = 0
                     yield item
                 if owed:
                     raise InfrastructureError(
@@ -89,15 +98,50 @@ class SamplerPool:
                         where="engine",
                     )
             except ActorLost as error:
-                failures += 1
+                self._lost(actor)
+                losses.add(error)
+
+    def serve(
+        self, policy: str, path: Path, canary: Canary, work: Sequence[Work], check: Check
+    ) -> list[dict[str, Answer]]:
+        """Answers by request id to each piece of work, beside what is being generated.
+
+        May be called from any thread, for the policy that is generated with, or while nothing is.
+        """
+        losses = _Losses(self._max_restarts)
+        while True:
+            actor = self._held(policy, path, canary)
+            try:
+                answers = actor.serve.remote(policy, tuple(work))
+                # As long as it takes: what is generated meanwhile shows whether the engine lives.
+                return self._cluster.get(answers, "the judge's calls", timeout=86_400, check=check)
+            except ActorLost as error:
+                self._lost(actor)
+                losses.add(error)
+
+    def structured(self, policy: str, path: Path, canary: Canary) -> bool:
+        """Whether the engine holds completions to a schema."""
+        held = self._held(policy, path, canary)
+        return self._get(held.structured.remote(), "the engine to say what it can")
+
+    def _held(self, policy: str, path: Path, canary: Canary) -> Any:
+        """The actor, holding `policy`; an actor that is lost on the way there is replaced."""
+        losses = _Losses(self._max_restarts)
+        while True:
+            with self._changing:
+                try:
+                    self.hold(policy, path, canary)
+                    return self._actor
+                except ActorLost as error:
+                    self._lost(self._actor)
+                    losses.add(error)
+
+    def _lost(self, actor: Any) -> None:
+        """Close the actor that died, unless somebody else has replaced it already."""
+        with self._changing:
+            if self._actor is actor:
                 self.restarts += 1
                 self.close()
-                if failures > self._max_restarts:
-                    raise InfrastructureError(
-                        f"the sampler died {failures} times in a row ({error.message})",
-                        where="engine",
-                        remedy="lower engine.max_num_seqs or engine.kv_cache_gib, then resume",
-                    ) from error
 
     def hold(self, policy: str, path: Path, canary: Canary) -> None:
         """Make the engine hold `policy`, verified against `canary` where there is one.
@@ -139,7 +183,13 @@ class SamplerPool:
 
     def _start(self, policy: str, path: Path) -> None:
         self._actor = self._cluster.start(
-            SamplerActor, self._engine, policy, str(path), self._seed, gpus=self._gpus
+            SamplerActor,
+            self._engine,
+            policy,
+            str(path),
+            self._seed,
+            gpus=self._gpus,
+            concurrency=CALLERS,
         )
         self._get(self._actor.policy.remote(), f"the {self._engine.kind} engine to start")
         self._policy = policy
@@ -154,3 +204,21 @@ class SamplerPool:
 
     def _get(self, ref: Any, what: str) -> Any:
         return self._cluster.get(ref, what, timeout=self._start_timeout, check=self._check)
+
+
+class _Losses:
+    """Deaths of the engine in a row."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.count = 0
+
+    def add(self, error: ActorLost) -> None:
+        """Count one; InfrastructureError if that is one too many."""
+        self.count += 1
+        if self.count > self._limit:
+            raise InfrastructureError(
+                f"the sampler died {self.count} times in a row ({error.message})",
+                where="engine",
+                remedy="lower engine.max_num_seqs or engine.kv_cache_gib, then resume",
+            ) from error

@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
+from selfkd.chat import tokens_of
 from selfkd.ledger import Step
 from selfkd.pairs import DEMONSTRATION
 from selfkd.records import Prompt, Sample, samples_table
-from selfkd.verbs.generate import sample_ids
+from selfkd.verbs.generate import sample_id
 
 if TYPE_CHECKING:
     from selfkd.round import Round
@@ -19,13 +18,7 @@ def record_demonstrations(
 ) -> None:
     """One finished sample a prompt: the tokens of its text, end-of-sequence included."""
     tokenizer = round.run.setting.tokenizer
-    ids = sample_ids(
-        round, step, pa.array([p.id for p in prompts], pa.string()), pa.array([0] * len(prompts))
-    ).to_pylist()
-    samples = [
-        _sample(round, tokenizer, id, prompt, texts[prompt.id])
-        for id, prompt in zip(ids, prompts, strict=True)
-    ]
+    samples = [_sample(round, step, tokenizer, prompt, texts[prompt.id]) for prompt in prompts]
     step.write(0, samples_table(samples))
     tokens = sum(len(s.tokens) for s in samples)
     round.finish(
@@ -33,14 +26,14 @@ def record_demonstrations(
     )
 
 
-def _sample(round: "Round", tokenizer: Any, id: str, prompt: Prompt, text: str) -> Sample:
-    tokens = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+def _sample(round: "Round", step: Step, tokenizer: Any, prompt: Prompt, text: str) -> Sample:
+    ids = tokens_of(tokenizer, text)
     return Sample(
-        id=id,
+        id=sample_id(round, step, prompt.id, 0),
         prompt=prompt,
         index=0,
         completion=text,
-        tokens=(*tokens, tokenizer.eos_token_id),
+        tokens=(*ids, tokenizer.eos_token_id),
         policy=DEMONSTRATION,
         round=round.number,
     )

@@ -2,18 +2,16 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from selfkd.ledger import Step
 from selfkd.policies import Policy
-from selfkd.records import SAMPLES, Prompt
+from selfkd.records import SAMPLES, Prompt, Sample
 from selfkd.rundir import counts, token_counts
 from selfkd.sampling.actor import Shard
-from selfkd.sampling.base import Request, Sampling
+from selfkd.sampling.base import Completion, Request, Sampling
 from selfkd.views import View
 
 if TYPE_CHECKING:
@@ -39,28 +37,42 @@ def sample_shards(
     missing = [i for i in range(len(plan)) if not step.has(i)]
     requests = [(i, _requests(prompts, tokens, plan[i], n)) for i in missing]
     before = len(prompts) - sum(len(plan[i]) for i in missing)
-    tally = _Tally()
-    for index in step.shards():
-        tally.add(step.read(index, ["tokens", "finish"]))
     stream = round.run.sampler.generate(policy.name, policy.path, policy.canary, requests, sampling)
     for item in stream:
         if isinstance(item, Shard):
             table = _samples(round, step, item.completions, policy.name, view.name)
             step.write(item.index, table)
-            tally.add(table)
             yield item.index, table
         else:
             done = (before + item.requests) * n
             round.progress(step, done, len(prompts) * n, tokens=item.tokens)
-    round.finish(
-        step,
-        {
-            "prompts": len(prompts),
-            "samples": tally.samples,
-            "tokens": tally.tokens,
-            "policy": policy.name,
-            "truncated": tally.truncated,
-        },
+    round.finish(step, samples_summary(step, policy.name, len(prompts)))
+
+
+def drawn_sample(
+    round: "Round",
+    step: Step,
+    prompt: Prompt,
+    index: int,
+    completion: Completion,
+    policy: str,
+    *,
+    view: str = "plain",
+    parents: tuple[str, ...] = (),
+) -> Sample:
+    """What an engine drew, as a sample of `step`."""
+    return Sample(
+        id=sample_id(round, step, prompt.id, index),
+        prompt=prompt,
+        index=index,
+        completion=completion.text,
+        tokens=completion.tokens,
+        finish=completion.finish,
+        policy=policy,
+        view=view,
+        round=round.number,
+        parents=parents,
+        logprob=completion.logprob,
     )
 
 
@@ -82,8 +94,10 @@ def _samples(round: "Round", step: Step, completions: pa.Table, policy: str, vie
     """Completions as rows of `SAMPLES`."""
     prompts, index = completions.column("request"), completions.column("index")
     count = completions.num_rows
+    pairs = zip(prompts.to_pylist(), index.to_pylist(), strict=True)
+    ids = [sample_id(round, step, prompt, k) for prompt, k in pairs]
     columns = {
-        "id": sample_ids(round, step, prompts, index),
+        "id": pa.array(ids, type=pa.string()),
         "prompt_id": prompts,
         "policy": pa.repeat(policy, count),
         "view": pa.repeat(view, count),
@@ -95,25 +109,23 @@ def _samples(round: "Round", step: Step, completions: pa.Table, policy: str, vie
     return pa.Table.from_arrays(found, schema=SAMPLES)
 
 
-def sample_ids(round: "Round", step: Step, prompts: Any, index: Any) -> Any:
-    """Ids of prompts' `index`-th samples in a step, Arrow columns all of them.
-
-    No two samples of a run share one.
-    """
-    head = pa.scalar(f"{round.number}-{step.name}")
-    parts = [head, prompts, index.cast(pa.string()), pa.scalar("-")]
-    return pc.call_function("binary_join_element_wise", parts)
+def sample_id(round: "Round", step: Step, prompt_id: str, index: int) -> str:
+    """The id of a prompt's `index`-th sample in a step; no two samples of a run share one."""
+    return f"{round.number}-{step.name}-{prompt_id}-{index}"
 
 
-@dataclass(slots=True)
-class _Tally:
-    """Counts of the shards so far."""
-
-    samples: int = 0
-    tokens: int = 0
-    truncated: int = 0
-
-    def add(self, table: pa.Table) -> None:
-        self.samples += table.num_rows
-        self.tokens += int(token_counts(table).sum())
-        self.truncated += counts(table.column("finish")).get("length", 0)
+def samples_summary(step: Step, policy: str, prompts: int) -> dict[str, Any]:
+    """What a step of samples says of them."""
+    samples = tokens = truncated = 0
+    for index in step.shards():
+        table = step.read(index, ["finish", "tokens"])
+        samples += table.num_rows
+        tokens += int(token_counts(table).sum())
+        truncated += counts(table.column("finish")).get("length", 0)
+    return {
+        "prompts": prompts,
+        "samples": samples,
+        "tokens": tokens,
+        "policy": policy,
+        "truncated": truncated,
+    }
