@@ -17,12 +17,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from selfkd import SFT, LoopOptions, Run, at_most, correct, finished, loop, unique
-from selfkd.sampling.base import Completion, Request, Sampling
+from selfkd.sampling.base import Answer, Completion, Work
 from selfkd.training.base import TrainJob, TrainReport
 
 HERE = Path(__file__).resolve()
@@ -59,6 +60,8 @@ class StandInEngine:
 
         self.policy = policy
         self.context = 1024
+        self.structured = False
+        self._left: deque[Any] = deque()
         self._draw = np.random.default_rng(seed)
         lengths = self._draw.integers(8, 33, POOL)
         # Token frequencies of text are about Zipf's; 49152 tokens as SmolLM2 has.
@@ -69,13 +72,26 @@ class StandInEngine:
         text = f"{words} so the answer is {self._draw.integers(4)}"
         return Completion(text, tuple(tokens.tolist()), "stop")
 
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling
-    ) -> Iterator[tuple[str, list[Completion]]]:
-        """Yield every request, in order."""
-        for request in requests:
+    @property
+    def busy(self) -> bool:
+        """Whether a request is left."""
+        return bool(self._left)
+
+    def add(self, work: Work) -> None:
+        """Line the requests up."""
+        self._left += work.requests
+
+    def step(self) -> list[tuple[str, Answer]]:
+        """Answer some requests, in order."""
+        found: list[tuple[str, Answer]] = []
+        while self._left and len(found) < 32:
+            request = self._left.popleft()
             drawn = self._draw.integers(POOL, size=request.n).tolist()
-            yield request.id, [self._pool[i] for i in drawn]
+            found.append((request.id, [self._pool[i] for i in drawn]))
+        return found
+
+    def drop(self, ids: Iterable[str]) -> None:
+        """Nobody gives up here."""
 
     def load(self, policy: str, path: str) -> None:
         """Be another policy."""
