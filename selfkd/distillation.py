@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 from selfkd.errors import DataError, UsageError
-from selfkd.objectives import Guide, freeze, kept_samples, prompt_tokens
+from selfkd.objectives import Guide, Rendered, freeze, kept_samples
 from selfkd.records import Example, Sample, content_hash
 from selfkd.tables import Kept, Samples, Taught
 from selfkd.views import View, plain
@@ -119,16 +119,17 @@ class GKD:
 
     def examples(self, tokenizer: Any) -> list[Example]:
         """One example a sample that is not empty."""
+        prompt, shown = Rendered(tokenizer, self.view), Rendered(tokenizer, self.teacher_view)
         return [
             Example(
                 id=f"gkd-{sample.id}",
                 prompt_id=sample.prompt.id,
                 sample_ids=(sample.id,),
-                prompt_tokens=prompt_tokens(tokenizer, sample, self.view),
+                prompt_tokens=prompt(sample),
                 completion_tokens=sample.tokens,
                 weight=weight,
                 token_weights=self._token_weights(sample),
-                teacher_prompt_tokens=self._teacher_prompt(tokenizer, sample),
+                teacher_prompt_tokens=self._teacher_prompt(shown, sample),
                 **self._teaching(sample),
             )
             for sample, weight in kept_samples(self.data)
@@ -150,9 +151,8 @@ class GKD:
         skipped = min(self.skip_tokens, len(sample.tokens))
         return (0.0,) * skipped + (1.0,) * (len(sample.tokens) - skipped) if skipped else None
 
-    def _teacher_prompt(self, tokenizer: Any, sample: Sample) -> tuple[int, ...] | None:
+    def _teacher_prompt(self, shown: Rendered, sample: Sample) -> tuple[int, ...] | None:
         if self.teacher_view.name == self.view.name:
             return None
         more = {**sample.prompt.columns, **self.columns.get(sample.id, {})}
-        shown = replace(sample, prompt=replace(sample.prompt, columns=more))
-        return prompt_tokens(tokenizer, shown, self.teacher_view)
+        return shown(replace(sample, prompt=replace(sample.prompt, columns=more)))

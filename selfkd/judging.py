@@ -10,7 +10,6 @@ import difflib
 import functools
 import inspect
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -205,19 +204,21 @@ def options_doc(plugin: JudgePlugin) -> list[tuple[str, str, Any, str]]:
     ]
 
 
-def check_failures(verdicts: Sequence[Verdict], max_rate: float) -> None:
-    """DataError if errors and time-outs are more than the share `max_rate` of the verdicts.
+def check_failures(
+    count: int, unscored: Mapping[str, int], example: Verdict | None, max_rate: float
+) -> None:
+    """DataError if errors and time-outs are more than the share `max_rate` of `count` verdicts.
 
-    `unparsed` and `abstained` are judgements and do not count.
+    `unscored` counts those without a reward by status, and `example` is one that failed; `unparsed`
+    and `abstained` are judgements and do not count as failures.
     """
-    failed = [v for v in verdicts if v.status in FAILURES]
-    if not failed or len(failed) / len(verdicts) <= max_rate:
+    failed = sum(unscored.get(status, 0) for status in FAILURES)
+    if example is None or failed / count <= max_rate:
         return
-    counts = Counter(v.status for v in verdicts if v.reward is None)
-    listed = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    listed = ", ".join(f"{count} {status}" for status, count in sorted(unscored.items()))
     raise DataError(
-        f"judge {failed[0].judge!r} failed on {len(failed)} of {len(verdicts)} samples ({listed}), "
-        f"more than the share {max_rate:g}; for example {failed[0].rationale}",
+        f"judge {example.judge!r} failed on {failed} of {count} samples ({listed}), "
+        f"more than the share {max_rate:g}; for example {example.rationale}",
         remedy="fix the judge (see `selfkd judge test`) or raise judging.max_failure_rate",
     )
 

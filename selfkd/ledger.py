@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -116,11 +116,11 @@ class Step:
             "sha256": hashlib.sha256(data).hexdigest(),
         }
 
-    def read(self, index: int) -> pa.Table:
-        """Read one shard back."""
+    def read(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read one shard back, or some columns of it."""
         path = self.shard_path(index)
         try:
-            return pq.read_table(path)
+            return pq.read_table(path, columns=list(columns) if columns else None)
         except (OSError, pa.ArrowInvalid) as error:
             raise broken(path, str(error)) from error
 

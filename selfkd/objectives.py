@@ -1,12 +1,12 @@
 """What a round can train on: an objective names its data, its view and its options."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 from selfkd.chat import render
 from selfkd.errors import UsageError
-from selfkd.records import Example, Sample
+from selfkd.records import Example, Prompt, Sample
 from selfkd.tables import Kept, Pairs, Samples, Scored
 from selfkd.views import View, plain
 
@@ -39,8 +39,8 @@ class Objective(Protocol):
         """What the trainer needs to know besides the examples; plain values."""
         ...
 
-    def examples(self, tokenizer: Any) -> list[Example]:
-        """What is trained on."""
+    def examples(self, tokenizer: Any) -> Iterable[Example]:
+        """What is trained on, in the same order every time."""
         ...
 
 
@@ -72,19 +72,18 @@ class SFT:
         """What the trainer needs to know besides the examples."""
         return {"view": self.view.name}
 
-    def examples(self, tokenizer: Any) -> list[Example]:
+    def examples(self, tokenizer: Any) -> Iterator[Example]:
         """One example per kept sample that is not empty."""
-        return [
-            Example(
+        prompt = Rendered(tokenizer, self.view)
+        for sample, weight in kept_samples(self.data):
+            yield Example(
                 id=f"sft-{sample.id}",
                 prompt_id=sample.prompt.id,
                 sample_ids=(sample.id,),
-                prompt_tokens=prompt_tokens(tokenizer, sample, self.view),
+                prompt_tokens=prompt(sample),
                 completion_tokens=sample.tokens,
                 weight=weight,
             )
-            for sample, weight in kept_samples(self.data)
-        ]
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -110,13 +109,11 @@ class Mixture:
         """What the trainer needs to know besides the examples."""
         return {"view": [part.view.name for part in self.parts]}
 
-    def examples(self, tokenizer: Any) -> list[Example]:
+    def examples(self, tokenizer: Any) -> Iterator[Example]:
         """The examples of every part; the same sample under two views gives two."""
-        return [
-            replace(example, id=f"{example.id}-{number}")
-            for number, part in enumerate(self.parts)
-            for example in part.examples(tokenizer)
-        ]
+        for number, part in enumerate(self.parts):
+            for example in part.examples(tokenizer):
+                yield replace(example, id=f"{example.id}-{number}")
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -171,12 +168,13 @@ class DPO:
     def examples(self, tokenizer: Any) -> list[Example]:
         """One example a pair; a pair that was made twice gives two."""
         rows = [row for pairs in self.data for row in pairs.rows()]
+        prompt = Rendered(tokenizer, self.view)
         return [
             Example(
                 id=f"dpo-{number}-{chosen.id}",
                 prompt_id=pair.prompt_id,
                 sample_ids=(chosen.id, rejected.id),
-                prompt_tokens=prompt_tokens(tokenizer, chosen, self.view),
+                prompt_tokens=prompt(chosen),
                 completion_tokens=chosen.tokens,
                 rejected_tokens=rejected.tokens,
                 weight=pair.weight,
@@ -246,6 +244,7 @@ class KTO:
             if isinstance(kept.scored, Scored)
             for v in kept.scored.verdicts.values()
         }
+        prompt = Rendered(tokenizer, self.view)
         found = []
         for sample, weight in kept_samples(self.data):
             reward = rewards.get(sample.id)
@@ -257,7 +256,7 @@ class KTO:
                     id=f"kto-{sample.id}",
                     prompt_id=sample.prompt.id,
                     sample_ids=(sample.id,),
-                    prompt_tokens=prompt_tokens(tokenizer, sample, self.view),
+                    prompt_tokens=prompt(sample),
                     completion_tokens=sample.tokens if good else (),
                     rejected_tokens=None if good else sample.tokens,
                     weight=weight,
@@ -275,10 +274,20 @@ def freeze(objective: object, **values: Any) -> None:
 def kept_samples(data: Sequence[Kept | Samples]) -> Iterator[tuple[Sample, float]]:
     """The samples that are not empty, with their weights."""
     for part in data:
-        rows = part.rows() if isinstance(part, Kept) else ((s, 1.0) for s in part.rows)
+        rows = part if isinstance(part, Kept) else ((s, 1.0) for s in part.rows)
         yield from ((sample, weight) for sample, weight in rows if sample.tokens)
 
 
-def prompt_tokens(tokenizer: Any, sample: Sample, view: View) -> tuple[int, ...]:
-    """The tokens of a sample's prompt under a view."""
-    return tuple(render(tokenizer, list(view(sample.prompt))))
+class Rendered:
+    """Tokens of samples' prompts under a view; those of one prompt usually come together."""
+
+    def __init__(self, tokenizer: Any, view: View) -> None:
+        self._tokenizer = tokenizer
+        self._view = view
+        self._last: tuple[Prompt | None, tuple[int, ...]] = (None, ())
+
+    def __call__(self, sample: Sample) -> tuple[int, ...]:
+        if self._last[0] is not sample.prompt:
+            tokens = render(self._tokenizer, list(self._view(sample.prompt)))
+            self._last = (sample.prompt, tuple(tokens))
+        return self._last[1]

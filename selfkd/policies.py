@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ Canary = list[tuple[list[int], list[float]]]
 STATE = "trainer.state"
 """What a training that goes on needs, in the directory of a policy passed on the way; safetensors
 inside, but no engine loads it as weights by this name."""
+Merge = Callable[[Path, Path, Path], None]
+"""`merge(adapter, start, out)` writes the model that an adapter makes of its start to `out`."""
 
 MERGED = 3
 """Models merged from adapters that stay on disk: the start, the newest and the best."""
@@ -44,8 +47,10 @@ class Policy:
 class Policies:
     """The base model and the policies of one run."""
 
-    def __init__(self, ledger: Ledger, base_path: Path) -> None:
+    def __init__(self, ledger: Ledger, base_path: Path, merge: Merge | None = None) -> None:
+        """`merge` is needed where a policy is an adapter whose whole model is gone."""
         self._ledger = ledger
+        self._merge = merge
         self.base = Policy("base", base_path, model_fingerprint(base_path), [])
         self._verified: dict[str, Policy] = {"base": self.base}
         self._passing: dict[str, str] = {}
@@ -120,10 +125,11 @@ class Policies:
 
     def staging(self, name: str) -> Path:
         """An empty directory for a policy in the making."""
-        path = self._ledger.path / "policies" / f".tmp-{name}"
-        shutil.rmtree(path, ignore_errors=True)
-        make_directory(path)
-        return path
+        return _emptied(self._ledger.path / "policies" / f".tmp-{name}")
+
+    def staging_merged(self, name: str) -> Path:
+        """An empty directory for the whole model, where a policy is stored as an adapter."""
+        return _emptied(self._ledger.path / "policies" / ".merged" / f".tmp-{name}")
 
     def committed(self, name: str, fingerprint: str) -> dict[str, Any] | None:
         """The report of an already committed training with this fingerprint, if there is one.
@@ -166,9 +172,13 @@ class Policies:
         }
         write_json(staged / "MANIFEST.json", manifest)
         final = self._ledger.policy_dir(name)
-        shutil.rmtree(final, ignore_errors=True)
+        merged = final.parent / ".merged" / name
+        for old in (merged, final):
+            shutil.rmtree(old, ignore_errors=True)
         staged.rename(final)
         sync_directory(final.parent)
+        if (whole := merged.with_name(f".tmp-{name}")).exists():
+            whole.rename(merged)
         self._verified[name] = Policy(name, self._whole(final, name, start), fingerprint, canary)
         return self._verified[name]
 
@@ -179,14 +189,13 @@ class Policies:
         """
         if not (path / "adapter_config.json").exists():
             return path
-        from selfkd.training.adapters import merge
-
-        folder = path.parent / ".merged"
-        merged = folder / name
+        merged = path.parent / ".merged" / name
         if not merged.exists():
-            merge(path, self.get(start).path, merged)
+            assert self._merge, f"{name} is an adapter and nobody merges it"
+            self._merge(path, self.get(start).path, merged)
         os.utime(merged)
-        for old in sorted(folder.iterdir(), key=lambda p: -p.stat().st_mtime)[MERGED:]:
+        models = [p for p in merged.parent.iterdir() if not p.name.startswith(".")]
+        for old in sorted(models, key=lambda p: -p.stat().st_mtime)[MERGED:]:
             shutil.rmtree(old)
         return merged
 
@@ -207,6 +216,12 @@ class Policies:
 
 def _folder(name: str) -> str:
     return policy_dir(Path(), name).name
+
+
+def _emptied(path: Path) -> Path:
+    shutil.rmtree(path, ignore_errors=True)
+    make_directory(path)
+    return path
 
 
 def model_fingerprint(path: Path) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from selfkd.judging import OWN, JudgeSpec
 from selfkd.ledger import Step
@@ -12,7 +13,6 @@ from selfkd.pairs import DEMONSTRATION, PairRule
 from selfkd.policies import Policy
 from selfkd.prompts import PromptSource
 from selfkd.records import (
-    Decision,
     Pair,
     Prompt,
     Teaching,
@@ -25,13 +25,13 @@ from selfkd.rules import Rule
 from selfkd.rundir import ANCHORS, AUDIT, CONTROLS, HELDOUT
 from selfkd.sampling.base import Sampling
 from selfkd.segments import Segment, cut
-from selfkd.tables import Anchors, Judgements, Kept, Pairs, Samples, Scored, Taught
+from selfkd.tables import Anchors, Judgements, Kept, Pairs, Samples, Scored, Taught, decisions
 from selfkd.teaching import ServedTeacher
 from selfkd.verbs.control import judge_controls
 from selfkd.verbs.demonstrate import record_demonstrations
 from selfkd.verbs.generate import sample_shards
 from selfkd.verbs.judge import judge_shards
-from selfkd.verbs.keep import decide, record_decisions
+from selfkd.verbs.keep import record_decisions
 from selfkd.verbs.pair import record_pairs
 from selfkd.verbs.score import record_scores
 from selfkd.verbs.teach import teach_shards
@@ -75,9 +75,9 @@ class Round:
         """
         version = self.run.policies.get(policy or self.policy)
         sampling = sampling or self.run.config.sampling
-        prompts, fingerprint = self._prompts(prompts, view, sampling, label)
+        prompts, tokens, asked = self._prompts(prompts, view, sampling, label)
         args = {
-            "prompts": fingerprint,
+            "prompts": asked.fingerprint,
             "n": n,
             "sampling": sampling.model_dump(),
             "policy": version.fingerprint,
@@ -89,7 +89,7 @@ class Round:
             step,
             prompts,
             n,
-            lambda: sample_shards(self, step, prompts, n, sampling, version, view),
+            lambda: sample_shards(self, step, prompts, tokens, n, sampling, version, view),
             version.name,
         )
         self.run.owed.append(samples)
@@ -101,17 +101,20 @@ class Round:
         view: View,
         sampling: Sampling,
         label: str,
-    ) -> tuple[list[Prompt], str]:
+    ) -> tuple[list[Prompt], pa.ChunkedArray, Step]:
+        """The prompts that fit, their tokens under `view`, and the step that records them."""
         drawn = source.train(self.number) if isinstance(source, PromptSource) else list(source)
         identity = content_hash([[p.id, dict(p.columns)] for p in drawn])
         args = {"prompts": identity, "view": view.name}
         step = self._step("prompts", label, args, len(drawn))
         if not step.finished:
             limit = self.run.setting.context - sampling.max_tokens
-            fits = [p for p in drawn if len(self.run.render(view(p))) <= limit]
-            step.write(0, prompts_table(fits))
+            tokens = self.run.render_all([view(p) for p in drawn])
+            fits = [i for i, ids in enumerate(tokens) if len(ids) <= limit]
+            step.write(0, prompts_table([drawn[i] for i in fits], [tokens[i] for i in fits]))
             self.finish(step, {"prompts": len(fits), "too_long": len(drawn) - len(fits)})
-        return [p for table in step.tables() for p in read_prompts(table)], step.fingerprint
+        table = step.read(0)
+        return read_prompts(table), table.column("tokens"), step
 
     def demonstrate(
         self,
@@ -126,9 +129,9 @@ class Round:
         from them.
         """
         sampling = self.run.config.sampling
-        prompts, fingerprint = self._prompts(prompts, plain, sampling, label)
+        prompts, _, asked = self._prompts(prompts, plain, sampling, label)
         identity = content_hash([texts[p.id] for p in prompts])
-        args = {"prompts": fingerprint, "texts": identity, "policy_name": DEMONSTRATION}
+        args = {"prompts": asked.fingerprint, "texts": identity, "policy_name": DEMONSTRATION}
         step = self._step("generate", label, args, len(prompts))
         if not step.finished:
             record_demonstrations(self, step, prompts, texts)
@@ -270,10 +273,9 @@ class Round:
             args["weights"] = weights.name
         step = self._step("keep", label, args, 0)
         if not step.finished:
-            candidates = scored.candidates()
-            rng = np.random.default_rng([self.run.config.seed, self.number])
-            record_decisions(self, step, decide(candidates, rule, weights, rng), rule.name)
-        return Kept(step, scored, [d for t in step.tables() for d in read_rows(t, Decision)])
+            tables = decisions(scored, rule, [self.run.config.seed, self.number], weights)
+            record_decisions(self, step, tables, rule.name)
+        return Kept(step, scored)
 
     # -- pair -----------------------------------------------------------------------------------
 

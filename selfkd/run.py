@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from selfkd.alarms import Alarm
-from selfkd.chat import render, same_tokenizer
+from selfkd.chat import render_all, same_tokenizer
 from selfkd.cluster import ActorLost, Cluster, kill
 from selfkd.config import Resolved
 from selfkd.distillation import TeacherName
@@ -18,7 +18,7 @@ from selfkd.gate import paired_test
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
 from selfkd.ledger import Ledger, Step, write_atomically
-from selfkd.metrics import round_rows, run_alarms
+from selfkd.metrics import recorded_rows, run_alarms
 from selfkd.modelcard import write_cards
 from selfkd.models import check_model_dir, resolve_model
 from selfkd.policies import Policies, Policy
@@ -78,7 +78,7 @@ class Run:
         self.judge = resolved.judge
         self.gold_judge = resolved.gold_judge
         self.reporter = reporter
-        self.policies = Policies(ledger, setting.model_path)
+        self.policies = Policies(ledger, setting.model_path, self._merge)
         self.best = "base"
         self.newest = "base"
         """The policy trained last, promoted or not."""
@@ -162,9 +162,9 @@ class Run:
         """Held-out rewards by prompt id of a policy that was measured, else None."""
         return self._heldout_rewards.get(policy)
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
+    def render_all(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Tokens of chat messages, ready to be completed."""
-        return render(self.setting.tokenizer, list(messages))
+        return render_all(self.setting.tokenizer, conversations)
 
     def calls_for(self, judge: JudgeSpec, policy: Policy | None) -> EngineCalls | None:
         """What answers a judge's calls with the run's own sampler, holding `policy`; None for a
@@ -213,22 +213,28 @@ class Run:
 
     def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
         """Run one training in the trainer process; `follow` sees each logged step."""
-        from selfkd.training.trainer import LocalTrainer
+        tail = _Tail(Path(job.log_file), follow)
+        return self._in_trainer("train", job, what="the training", meanwhile=tail.read)
 
+    def _merge(self, adapter: Path, start: Path, out: Path) -> None:
+        """As `policies.Merge`; the driver itself never loads a model."""
+        self._in_trainer("merge", *map(str, (adapter, start, out)), what="an adapter's merge")
+
+    def _in_trainer(
+        self, method: str, *args: Any, what: str, meanwhile: Callable[[], None] = lambda: None
+    ) -> Any:
         if self.setting.swap:
             self.sampler.close()
         if self._trainer is None:
-            self._trainer = self._cluster.start(LocalTrainer, gpus=self.setting.trainer_gpus)
-        tail = _Tail(Path(job.log_file), follow)
+            self._trainer = self._make_trainer()
 
         def check() -> None:
-            tail.read()
+            meanwhile()
             self._check_stop()
 
         try:
-            return self._cluster.get(
-                self._trainer.train.remote(job), "the training", timeout=7 * 86_400, check=check
-            )
+            ref = getattr(self._trainer, method).remote(*args)
+            return self._cluster.get(ref, what, timeout=7 * 86_400, check=check)
         except ActorLost as error:
             self._trainer = None
             raise InfrastructureError(
@@ -325,7 +331,7 @@ class Run:
         for handle in self.owed:
             handle.wait()
         self.owed.clear()
-        rows = round_rows(self.ledger.path)
+        rows = recorded_rows(self.ledger.path)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(self.ledger.path / "metrics.jsonl", lines.encode())
         write_cards(self.ledger.path, (number, number + 1))
@@ -361,6 +367,11 @@ class Run:
         if found := [name for name in ended.get("alarms", []) if name in final]:
             raise EndOfRun(f"round {number} raised the alarm {', '.join(found)}")
         self._current = best or self._current
+
+    def _make_trainer(self) -> Any:
+        from selfkd.training.trainer import LocalTrainer
+
+        return self._cluster.start(LocalTrainer, gpus=self.setting.trainer_gpus)
 
     def _make_sampler(self) -> SamplerPool:
         return make_sampler(

@@ -136,6 +136,12 @@ def codes(column: pa.ChunkedArray) -> np.ndarray:
     return encoded.indices.to_numpy(zero_copy_only=False)
 
 
+def token_counts(samples: pa.Table) -> np.ndarray:
+    """Tokens of each completion, int64."""
+    lengths = samples.column("tokens").combine_chunks().value_lengths()
+    return lengths.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
 def places(wanted: pa.ChunkedArray, among: pa.ChunkedArray) -> pa.ChunkedArray:
     """Where each of `wanted` first is in `among`; null where it is not."""
     options = pc.SetLookupOptions(value_set=among)

@@ -53,7 +53,7 @@ class ScriptedSampler:
     ) -> Iterator[Shard | Progress]:
         self.samplings.append(sampling)
         for index, requests in shards:
-            yield Shard(index, self._answers(policy, requests, sampling))
+            yield Shard.of(index, self._answers(policy, requests, sampling))
 
     def serve(
         self, policy: str, path: Path, canary: Any, work: Sequence[Work], check: Any

@@ -27,6 +27,7 @@ CALM: dict[str, Any] = {
     "distinct_2": 0.5, "unique": 0.9, "tokens": 2400, "gate": None, "prompts": 100,
     "pass_at_k": {"1": 0.3, "8": 0.8}, "reward_best": 0.8, "reward_best_stderr": 0.04,
     "reward_top": 0.3, "reward_length": 0.0, "overlap": 0.0, "anchors": None,
+    "controls": None,
 }  # fmt: skip
 
 

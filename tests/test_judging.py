@@ -15,11 +15,12 @@ from selfkd.controls import ControlOptions
 from selfkd.errors import DataError, InfrastructureError, UsageError
 from selfkd.judgepool import JudgePool
 from selfkd.judgetest import spec_of, try_judge
-from selfkd.judging import JudgeSpec, check_failures, options_doc, resolve_judge
+from selfkd.judging import JudgeSpec, options_doc, resolve_judge
 from selfkd.plugins import find_judge
-from selfkd.records import Prompt, Sample, Verdict
+from selfkd.records import VERDICTS, Prompt, Sample, Verdict, rows_table
 from selfkd.reportcard import report_card
 from selfkd.samplefile import Labelled, read_samples_file
+from selfkd.verbs.judge import Tally
 from selfkd.verdictcache import VerdictCache
 
 JUDGES = '''
@@ -526,19 +527,19 @@ def test_options_are_documented(folder: Path) -> None:
 
 
 def test_failures_above_the_allowed_share_end_the_run() -> None:
-    def verdicts(**counts: int) -> list[Verdict]:
+    def tally(**counts: int) -> Tally:
         rewards = {"ok": 1.0}
-        return [
-            Verdict("s", "p", "mine", rewards.get(status), status, rationale=f"{status} of s")  # type: ignore[arg-type]
-            for status, count in counts.items()
-            for _ in range(count)
-        ]
+        found = Tally()
+        for status, count in counts.items():
+            row = Verdict("s", "p", "mine", rewards.get(status), status, rationale=f"{status} of s")  # type: ignore[arg-type]
+            found.add(rows_table([row] * count, VERDICTS))
+        return found
 
-    check_failures([], 0.0)
-    check_failures(verdicts(ok=90, error=5, timeout=5), 0.1)
-    check_failures(verdicts(unparsed=50, abstained=50), 0.0)
+    tally().check(0.0)
+    tally(ok=90, error=5, timeout=5).check(0.1)
+    tally(unparsed=50, abstained=50).check(0.0)
     with pytest.raises(DataError) as caught:
-        check_failures(verdicts(ok=80, error=7, timeout=4, unparsed=9), 0.1)
+        tally(ok=80, error=7, timeout=4, unparsed=9).check(0.1)
     expected = "judge 'mine' failed on 11 of 100 samples (7 error, 4 timeout, 9 unparsed), "
     assert str(caught.value).startswith(
         expected + "more than the share 0.1; for example error of s"

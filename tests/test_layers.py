@@ -128,6 +128,12 @@ def test_what_reads_runs_does_not_need_the_engine(reader):
         assert not {name for name in needed if name.partition(".")[2].split(".")[0] in ENGINE}
 
 
+def test_the_process_that_runs_a_loop_imports_no_trainer_and_no_engine():
+    for module in below("policies") + below("sampling.pool") + below("run"):
+        models = {"selfkd.training.adapters", "selfkd.training.checkpoints", "selfkd.sampling.vllm"}
+        assert not reaches(module) & models, module
+
+
 def test_the_engine_names_no_loop_and_no_judge():
     plugins = {n for n in SOURCES if n.startswith(("selfkd.loops.", "selfkd.judges."))}
     assert plugins

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from selfkd.records import Decision, read_rows
 from selfkd.rules import (
     Candidates,
     above,
@@ -14,7 +15,7 @@ from selfkd.rules import (
     top,
     unique,
 )
-from selfkd.verbs.keep import decide
+from selfkd.tables import decide
 from selfkd.weights import LARGEST, by_advantage, by_reward, by_shortfall
 
 
@@ -112,7 +113,8 @@ def test_weights_come_from_verdicts():
 
 def test_what_has_no_weight_is_dropped_with_the_reason():
     c = candidates([1.0, 0.0, None, 0.25])
-    decisions = decide(c, at_most(3), by_reward(), np.random.default_rng(0))
+    table = decide(c, at_most(3), by_reward(), np.random.default_rng(0))
+    decisions = read_rows(table, Decision)
     kept = [(d.reason, d.weight) for d in decisions]
     assert set(kept) <= {
         ("kept", 1.0), ("weight 0", 1.0), ("no reward to weigh it by", 1.0), ("kept", 0.25),

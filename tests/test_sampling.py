@@ -18,7 +18,7 @@ from selfkd.sampling.actor import EngineOptions, SamplerActor, Shard
 from selfkd.sampling.base import Completion, Request, Sampling, Work
 from selfkd.sampling.pool import SamplerPool
 from selfkd.sampling.transformers import TransformersEngine
-from tests.engines import Weights, canary_of, drawn, edited, inside, make_pool, process
+from tests.engines import Weights, by_request, canary_of, drawn, edited, inside, make_pool, process
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -224,7 +224,7 @@ def test_shards_hold_their_own_requests(tiny_model: Path) -> None:
     shards = [(4, tuple(REQUESTS[:2])), (7, tuple(REQUESTS[2:]))]
     items = list(actor(tiny_model).generate("base", shards, GREEDY))
     answers = complete(engine(tiny_model), REQUESTS, GREEDY)
-    found = {i.index: i.completions for i in items if isinstance(i, Shard)}
+    found = {i.index: by_request(i) for i in items if isinstance(i, Shard)}
     assert found == {i: {r.id: answers[r.id] for r in requests} for i, requests in shards}
 
 
@@ -271,7 +271,7 @@ def killed_midway(pool: SamplerPool, path: Path, sampling: Sampling) -> list[int
             if not arrived:
                 os.kill(pid, signal.SIGKILL)
             arrived.append(item.index)
-            assert len(item.completions[f"k{item.index}"]) == 4
+            assert len(by_request(item)[f"k{item.index}"]) == 4
     assert process(pool) != pid
     return arrived
 

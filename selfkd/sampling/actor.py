@@ -1,12 +1,15 @@
 """The sampler process: one engine, asked by several threads at once (see `desk`)."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from importlib import import_module
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from selfkd.records import texts
 from selfkd.sampling.base import Answer, Completion, Engine, Request, Sampling, Work
 from selfkd.sampling.desk import Desk
 
@@ -15,15 +18,33 @@ ShardRequests = tuple[int, tuple[Request, ...]]
 Canary = Sequence[tuple[Sequence[int], Sequence[float]]]
 """(tokens, log-probabilities) of fixed sequences, as the trainer computed them."""
 
+ENGINES = {
+    "vllm": "selfkd.sampling.vllm:VLLMEngine",
+    "transformers": "selfkd.sampling.transformers:TransformersEngine",
+}
+
+COMPLETIONS = pa.schema(
+    [
+        ("request", pa.string()),
+        ("index", pa.int32()),
+        ("completion", pa.string()),
+        ("tokens", pa.list_(pa.int32())),
+        ("finish", pa.string()),
+        ("logprob", pa.float64()),
+    ]
+)
+"""`index` counts the completions of a request."""
+
 CANARY_END = 40
 """Tokens at the end of a canary that are scored one by one."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What starts an engine, in plain values: kind (`vllm` or `transformers`) and its options."""
+    """What starts an engine, in plain values."""
 
-    kind: Literal["vllm", "transformers"]
+    kind: str
+    """`vllm`, `transformers`, or `module:Class` of an `Engine`."""
     options: dict[str, Any]
 
 
@@ -37,10 +58,28 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The completions of one shard, by request id."""
+    """The completions of one shard, as rows of `COMPLETIONS`, in the order they were asked for."""
 
     index: int
-    completions: dict[str, list[Completion]]
+    completions: pa.Table
+
+    @classmethod
+    def of(cls, index: int, completions: Mapping[str, Sequence[Completion]]) -> "Shard":
+        """A shard of completions by request id."""
+        rows = [
+            (request, k, completion)
+            for request, several in completions.items()
+            for k, completion in enumerate(several)
+        ]
+        columns = [
+            pa.array([request for request, _, _ in rows], type=pa.string()),
+            pa.array([k for _, k, _ in rows], type=pa.int32()),
+            texts([c.text for _, _, c in rows]),
+            pa.array([c.tokens for _, _, c in rows], type=pa.list_(pa.int32())),
+            pa.array([c.finish for _, _, c in rows], type=pa.string()),
+            pa.array([c.logprob for _, _, c in rows], type=pa.float64()),
+        ]
+        return cls(index, pa.Table.from_arrays(columns, schema=COMPLETIONS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +154,8 @@ class SamplerActor:
     ) -> Iterator[Shard | Progress]:
         """Complete every shard's requests; yield shards as they fill, and progress in between."""
         shard_of = {r.id: index for index, requests in shards for r in requests}
-        sizes = {index: len(requests) for index, requests in shards}
-        done: dict[int, dict[str, list[Completion]]] = {index: {} for index in sizes}
+        order = {index: [r.id for r in requests] for index, requests in shards}
+        done: dict[int, dict[str, list[Completion]]] = {index: {} for index in order}
         requests = tokens = 0
         reported = time.monotonic()
         every = tuple(r for _, shard in shards for r in shard)
@@ -129,8 +168,9 @@ class SamplerActor:
             if time.monotonic() - reported > 0.5:
                 reported = time.monotonic()
                 yield Progress(requests, tokens)
-            if len(done[index]) == sizes[index]:
-                yield Shard(index, done.pop(index))
+            if len(done[index]) == len(order[index]):
+                found = done.pop(index)
+                yield Shard.of(index, {id: found[id] for id in order[index]})
         yield Progress(requests, tokens)
 
     def serve(self, policy: str, work: Sequence[Work]) -> list[dict[str, Answer]]:
@@ -145,10 +185,5 @@ def _distance(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def _start(engine: EngineOptions, policy: str, path: str, seed: int) -> Engine:
-    if engine.kind == "vllm":
-        from selfkd.sampling.vllm import VLLMEngine
-
-        return VLLMEngine(policy, path, seed=seed, **engine.options)
-    from selfkd.sampling.transformers import TransformersEngine
-
-    return TransformersEngine(policy, path, seed=seed, **engine.options)
+    module, _, name = ENGINES.get(engine.kind, engine.kind).partition(":")
+    return getattr(import_module(module), name)(policy, path, seed=seed, **engine.options)

@@ -20,6 +20,10 @@ from selfkd.sampling.base import Answer, Sampling, Work
 CALLERS = 64
 """Threads of the sampler's process: one that generates, and one for each judge that calls."""
 
+AHEAD = 64
+"""Shards and progress reports that wait for the driver, at most, where judging is slow; what more
+gets done stays with the engine."""
+
 WEIGHTS_LIMIT = {"float32": 0.02, "bfloat16": 0.15}
 """Largest `Agreement.weights` that still means the same weights, by the engine's dtype.
 
@@ -81,9 +85,10 @@ class SamplerPool:
         while owed:
             actor = self._held(policy, path, canary)
             try:
-                generator = actor.generate.options(num_returns="streaming").remote(
-                    policy, tuple(owed.items()), sampling
+                streaming = actor.generate.options(
+                    num_returns="streaming", _generator_backpressure_num_objects=AHEAD
                 )
+                generator = streaming.remote(policy, tuple(owed.items()), sampling)
                 what = "the next completions"
                 for item in self._cluster.stream(
                     generator, what, timeout=self._silence_timeout, check=self._check

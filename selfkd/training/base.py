@@ -82,6 +82,8 @@ class TrainJob:
     options: TrainOptions
     max_steps: int | None = None
     """Optimiser steps; overrides epochs."""
+    merged_dir: str | None = None
+    """Empty directory for the whole model, where `out_dir` takes an adapter alone."""
     ref_path: str | None = None
     """HF model directory of the reference policy or fixed teacher, where an objective has one."""
     stretch: Stretch | None = None

@@ -16,7 +16,7 @@ from selfkd.errors import DataError, Diverged
 from selfkd.hardware import compute_dtype, cores
 from selfkd.models import check_model_dir
 from selfkd.records import Example, read_rows
-from selfkd.training.adapters import save_adapter
+from selfkd.training.adapters import merge, save_adapter
 from selfkd.training.base import TrainJob, TrainReport
 from selfkd.training.checkpoints import load, save
 from selfkd.training.rounding import round_to_bfloat16
@@ -73,8 +73,9 @@ class LocalTrainer:
         if dtype == "bfloat16":
             round_to_bfloat16(model, job.seed)
         canary = _canary(model, examples)
-        if not adapter:
-            save(model, dtype, Path(job.start_path), Path(job.out_dir))
+        whole = job.merged_dir if adapter else job.out_dir
+        if whole:
+            save(model, dtype, Path(job.start_path), Path(whole))
         report = TrainReport(
             steps=trainer.state.global_step,
             examples=len(examples),
@@ -87,6 +88,11 @@ class LocalTrainer:
         del trainer, model
         _give_back_memory()
         return report
+
+    def merge(self, adapter: str, start: str, out: str) -> None:
+        """Write the model that a stored adapter makes of its start to the new directory `out`."""
+        merge(Path(adapter), Path(start), Path(out))
+        _give_back_memory()
 
 
 def _make_trainer(model: Any, tokenizer: Any, examples: Sequence[Example], job: TrainJob) -> Any:

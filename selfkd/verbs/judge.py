@@ -2,14 +2,16 @@
 
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from selfkd.enginecalls import EngineCalls, Told
-from selfkd.judging import JudgeSpec, check_failures
+from selfkd.judging import FAILURES, JudgeSpec, check_failures
 from selfkd.ledger import Step
 from selfkd.records import (
     VERDICTS,
@@ -43,7 +45,7 @@ def judge_shards(
     if calls and calls.policy.name != samples.policy:
         samples.wait()  # the engine holds one policy at a time
     step.started = time.monotonic()
-    owed: list[tuple[int, list[Sample]]] = []
+    owed: deque[tuple[int, list[Sample]]] = deque()
     waited = 0.0
 
     def batches() -> Iterator[list[Sample]]:
@@ -57,23 +59,20 @@ def judge_shards(
             waiting = time.monotonic()
         waited += time.monotonic() - waiting
 
-    scores = _rewards(_recorded(step))
-    done = sum(table.num_rows for table in step.tables())
-    for position, verdicts in enumerate(round.run.judge_batches(judge, batches(), calls)):
-        index, batch = owed[position]
+    tally = Tally.of(step)
+    for verdicts in round.run.judge_batches(judge, batches(), calls):
+        index, batch = owed.popleft()
         if calls and told:
             _record(round, told, index, calls.policy.name, calls.told(s.id for s in batch))
-        step.write(index, rows_table(verdicts, VERDICTS))
-        done += len(verdicts)
-        scores += _rewards(verdicts)
-        mean = float(np.mean(scores)) if scores else None
-        round.progress(step, done, samples.count, reward_mean=mean)
-    verdicts = _recorded(step)
-    check_failures(verdicts, round.run.config.judging.max_failure_rate)
+        table = rows_table(verdicts, VERDICTS)
+        step.write(index, table)
+        tally.add(table)
+        round.progress(step, tally.count, samples.count, reward_mean=tally.mean)
+    tally.check(round.run.config.judging.max_failure_rate)
     seconds = time.monotonic() - step.started - waited
     if told:
         _finish(round, told, calls.policy.name if calls else "")
-    round.finish(step, verdict_summary(verdicts, judge.spec), seconds=seconds)
+    round.finish(step, tally.summary(judge.spec), seconds=seconds)
 
 
 # -- judgements -----------------------------------------------------------------------------------
@@ -113,20 +112,54 @@ def _finish(round: "Round", told: Judgements, policy: str) -> None:
 # -- verdicts -------------------------------------------------------------------------------------
 
 
-def _recorded(step: Step) -> list[Verdict]:
-    return [v for table in step.tables() for v in read_rows(table, Verdict)]
+@dataclass(slots=True)
+class Tally:
+    """What verdicts come to, shard by shard."""
 
+    count: int = 0
+    scored: int = 0
+    total: float = 0.0
+    """Sum of the rewards."""
+    unscored: Counter[str] = field(default_factory=Counter)
+    """Verdicts without a reward, by status."""
+    failed: Verdict | None = None
+    """The first that is a failure of the judge."""
 
-def _rewards(verdicts: Sequence[Verdict]) -> list[float]:
-    return [v.reward for v in verdicts if v.reward is not None]
+    @classmethod
+    def of(cls, step: Step) -> "Tally":
+        """The verdicts that a step has recorded."""
+        tally = cls()
+        for index in step.shards():
+            tally.add(step.read(index))
+        return tally
 
+    def add(self, table: pa.Table) -> None:
+        """Take rows of `VERDICTS` in."""
+        rewards = table.column("reward")
+        self.count += table.num_rows
+        self.scored += len(rewards) - rewards.null_count
+        self.total += float(np.nansum(rewards.to_numpy()))
+        without = table.filter(rewards.is_null())
+        if without.num_rows:
+            verdicts = read_rows(without, Verdict)
+            self.unscored.update(v.status for v in verdicts)
+            failed = (v for v in verdicts if v.status in FAILURES)
+            self.failed = self.failed or next(failed, None)
 
-def verdict_summary(verdicts: Sequence[Verdict], judge: str) -> dict[str, Any]:
-    """What a step of verdicts says of them, `judge` being whose they are."""
-    rewards = _rewards(verdicts)
-    return {
-        "judge": judge,
-        "scored": len(rewards),
-        "unscored": dict(Counter(v.status for v in verdicts if v.reward is None)),
-        "reward_mean": float(np.mean(rewards)) if rewards else None,
-    }
+    @property
+    def mean(self) -> float | None:
+        """Mean reward of the scored; None where there is none."""
+        return self.total / self.scored if self.scored else None
+
+    def check(self, max_rate: float) -> None:
+        """DataError if the judge failed on more than the share `max_rate`."""
+        check_failures(self.count, self.unscored, self.failed, max_rate)
+
+    def summary(self, judge: str) -> dict[str, Any]:
+        """What a step of verdicts says of them, `judge` being whose they are."""
+        return {
+            "judge": judge,
+            "scored": self.scored,
+            "unscored": dict(self.unscored),
+            "reward_mean": self.mean,
+        }

@@ -1,41 +1,32 @@
-"""Decides about samples, and records what was decided, each with its reason."""
+"""Records what was decided about samples, each with its reason."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import numpy as np
+import pyarrow as pa
 
 from selfkd.ledger import Step
-from selfkd.records import DECISIONS, Decision, rows_table
-from selfkd.rules import Candidates, Rule
-from selfkd.weights import Weighting
+from selfkd.rundir import counts
 
 if TYPE_CHECKING:
     from selfkd.round import Round
 
 
-def decide(
-    candidates: Candidates, rule: Rule, weights: Weighting | None, rng: np.random.Generator
-) -> list[Decision]:
-    """What a rule, and then a weighting, make of each candidate."""
-    reasons = rule.apply(candidates, rng)
-    found = weights.weigh(candidates) if weights else np.ones(len(candidates))
-    decisions = []
-    for i, (reason, weight) in enumerate(zip(reasons, found.tolist(), strict=True)):
-        if reason is None and not weight > 0:
-            reason = "weight 0" if weight == 0 else "no reward to weigh it by"
-        kept = reason is None
-        sample, prompt = candidates.sample_ids[i], candidates.prompt_ids[i]
-        decisions.append(Decision(sample, prompt, kept, reason or "kept", weight if kept else 1.0))
-    return decisions
-
-
 def record_decisions(
-    round: "Round", step: Step, decisions: Sequence[Decision], rule_name: str
+    round: "Round", step: Step, tables: Iterable[pa.Table], rule_name: str
 ) -> None:
-    """Write the decisions that a rule made, and how many samples it dropped for which reason."""
-    step.write(0, rows_table(decisions, DECISIONS))
-    dropped = Counter(d.reason for d in decisions if not d.kept)
-    kept = len(decisions) - dropped.total()
+    """Write rows of `DECISIONS`, a shard each, and how many samples were dropped for which reason.
+
+    What is recorded already is counted again but not written.
+    """
+    dropped: Counter[str] = Counter()
+    decided = 0
+    for index, table in enumerate(tables):
+        if not step.has(index):
+            step.write(index, table)
+        decided += table.num_rows
+        out = pa.array(~table.column("kept").to_numpy())
+        dropped.update(counts(table.filter(out).column("reason")))
+    kept = decided - dropped.total()
     round.finish(step, {"kept": kept, "dropped": dict(dropped), "rule": rule_name})

@@ -31,6 +31,7 @@ def _ask(
     round: "Round", batch: Sequence[Sample], teacher: ServedTeacher, view: View
 ) -> list[Teaching]:
     asked = [sample for sample in batch if sample.tokens]
-    lessons = [Lesson(tuple(round.run.render(view(s.prompt))), s.tokens) for s in asked]
+    prompts = round.run.render_all([view(s.prompt) for s in asked])
+    lessons = [Lesson(tuple(p), s.tokens) for p, s in zip(prompts, asked, strict=True)]
     told = teacher.likeliest(lessons)
     return [record(s, places, teacher) for s, places in zip(asked, told, strict=True)]

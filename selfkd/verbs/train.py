@@ -1,6 +1,8 @@
 """Makes a policy from an objective's examples, or says why the old one stays."""
 
+import itertools
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +11,9 @@ from selfkd.errors import DataError, Diverged
 from selfkd.ledger import Step
 from selfkd.objectives import Objective
 from selfkd.policies import STATE, Policy
-from selfkd.records import EXAMPLES, rows_table
+from selfkd.records import EXAMPLES, Example, rows_table
 from selfkd.segments import Segment
+from selfkd.tables import BLOCK
 from selfkd.training.base import Stretch, TrainJob, TrainOptions, TrainReport
 
 if TYPE_CHECKING:
@@ -43,9 +46,7 @@ def train_policy(round: "Round", step: Step, objective: Objective, plan: Plan) -
     on as the config says.
     """
     run = round.run
-    if not step.has(0):
-        step.write(0, rows_table(objective.examples(run.setting.tokenizer), EXAMPLES))
-    examples = step.read(0).num_rows
+    examples = _record_examples(step, objective.examples(run.setting.tokenizer))
     if not examples:
         _no_signal(round, step, objective.missing, plan)
         return
@@ -80,6 +81,7 @@ def _job(
     round: "Round", step: Step, objective: Objective, plan: Plan, name: str, steps: int
 ) -> TrainJob:
     policies, segment = round.run.policies, plan.segment
+    adapter = plan.options.lora_rank > 0 and plan.options.lora_save == "adapter"
     staged = policies.staging(name)
     stretch = None
     if segment and segment.total > segment.steps:
@@ -94,16 +96,31 @@ def _job(
     return TrainJob(
         objective=objective.name,
         objective_options=objective.settings(),
-        example_files=(str(step.shard_path(0)),),
+        example_files=tuple(str(step.shard_path(i)) for i in step.shards()),
         start_path=str(policies.require(plan.start).path),
         out_dir=str(staged),
         log_file=str(step.path / "log.jsonl"),
         seed=round.run.config.seed * 1000 + round.number,
         options=plan.options,
         max_steps=steps,
+        merged_dir=str(policies.staging_merged(name)) if adapter else None,
         ref_path=str(policies.require(plan.ref).path) if plan.ref else None,
         stretch=stretch,
     )
+
+
+def _record_examples(step: Step, examples: Iterable[Example]) -> int:
+    """Write what is trained on, block by block, where it is not yet; the count of it."""
+    waiting = iter(examples)
+    count = 0
+    for index in itertools.count():
+        part = list(itertools.islice(waiting, BLOCK))
+        if not step.has(index) and (part or not index):
+            step.write(index, rows_table(part, EXAMPLES))
+        count += len(part)
+        if len(part) < BLOCK:
+            return count
+    raise AssertionError
 
 
 _NOTHING = {"steps": 0, "examples": 0}
