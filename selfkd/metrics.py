@@ -289,8 +289,8 @@ def _train_figures(steps: Sequence[StepRecord]) -> Row | None:
     losses = [part for part in parts if part["loss_first"] is not None]
     flags = {k: v for k, v in parts[0].items() if v is True and all(p.get(k) for p in parts)}
     return {
-        "steps": sum(part["steps"] for part in parts),
-        "examples": sum(part["examples"] for part in parts),
+        "steps": sum(part["steps"] or 0 for part in parts),
+        "examples": sum(part["examples"] or 0 for part in parts),
         "loss_first": losses[0]["loss_first"] if losses else None,
         "loss_last": losses[-1]["loss_last"] if losses else None,
         "start": parts[0]["start"],

@@ -14,6 +14,7 @@ from selfkd.errors import UsageError
 from selfkd.ledger import policy_dir, write_atomically
 from selfkd.metrics import recorded_rows, run_alarms
 from selfkd.models import KNOWN
+from selfkd.policies import CARD
 from selfkd.rundir import StepRecord, of_verb, read_config, round_numbers, round_steps, run_facts
 from selfkd.terminal import one_line
 
@@ -36,7 +37,7 @@ def write_cards(run_dir: Path, rounds: Sequence[int]) -> None:
         folder = policy_dir(run_dir, f"round-{number}")
         if (folder / "MANIFEST.json").exists():
             text = model_card(run_dir, number).encode()
-            card = folder / "README.md"
+            card = folder / CARD
             if not card.exists() or card.read_bytes() != text:
                 write_atomically(card, text)
 

@@ -28,6 +28,9 @@ inside, but no engine loads it as weights by this name."""
 Merge = Callable[[Path, Path, Path], None]
 """`merge(adapter, start, out)` writes the model that an adapter makes of its start to `out`."""
 
+CARD = "README.md"
+"""The model card in a policy's directory: written after the policy, and again as figures come."""
+
 MERGED = 3
 """Models merged from adapters that stay on disk: the start, the newest and the best."""
 
@@ -157,7 +160,7 @@ class Policies:
         are the optimiser steps since then, where the report has but the last of them.
         """
         staged = self._ledger.path / "policies" / f".tmp-{name}"
-        files = sorted(p for p in staged.iterdir() if p.is_file())
+        files = sorted(p for p in staged.iterdir() if p.is_file() and p.name != CARD)
         for file in files:
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())

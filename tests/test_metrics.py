@@ -23,7 +23,7 @@ KEYS = {
     "reward_p50", "reward_p90", "pass_at_k", "kept", "dropped", "accept_rate", "coverage",
     "heldout_reward", "heldout_scored", "heldout_stderr", "seconds", "train", "pairs", "gate",
     "extra", "prompts", "reward_stderr", "reward_best", "reward_best_stderr", "reward_top",
-    "reward_length", "similarity", "overlap", "anchors",
+    "reward_length", "similarity", "overlap", "anchors", "agreement", "controls",
 }  # fmt: skip
 
 
