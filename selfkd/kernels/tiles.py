@@ -16,15 +16,13 @@ LN2 = tl.constexpr(0.6931471805599453)
 FORWARD_KL, REVERSE_KL, JSD, SKEW_KL, SKEW_REVERSE_KL, TVD = (tl.constexpr(i) for i in range(6))
 """The places of measures.KINDS."""
 
-if triton.knobs.runtime.interpret:
-    ROW = 128
-    CONFIGS = [triton.Config({"TILE": ROW})]
-else:
-    ROW = 2048
-    CONFIGS = [
-        triton.Config({"TILE": tile}, num_warps=warps)
-        for tile, warps in ((1024, 4), (1024, 8), (2048, 4), (2048, 8), (2048, 16))
-    ]
+INTERPRETED = triton.knobs.runtime.interpret
+ROW = 128 if INTERPRETED else 2048
+SHAPES = ((ROW, 4),) if INTERPRETED else ((1024, 4), (1024, 8), (ROW, 4), (ROW, 8), (ROW, 16))
+CONFIGS = [
+    triton.Config({"TILE": tile, "enable_fp_fusion": True}, num_warps=warps)
+    for tile, warps in SHAPES
+]
 
 
 @triton.jit
