@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 
 from selfkd.distillation import GKD
@@ -58,8 +59,6 @@ def test_what_it_said_is_recorded_and_never_asked_again(tmp_path, sums) -> None:
     play(run, teacher)
     assert teacher.asked == ["1+2=[3]", "12+34=[46]"] * 2
     (step,) = run.ledger.round_dir(0).glob("*-train")
-    import pyarrow.parquet as pq
-
     row = pq.read_table(step / "00000.parquet").to_pylist()[0]
     seven = TOKENIZER("7")["input_ids"][0]
     assert row["completion_tokens"] == [seven, 1]
