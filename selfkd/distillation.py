@@ -111,11 +111,13 @@ class GKD:
 
     def settings(self) -> dict[str, Any]:
         """What the trainer needs to know besides the examples."""
-        names = ("teacher", "kind", "beta", "temperature", "ema_decay", "skip_tokens")
-        views = {"view": self.view.name, "teacher_view": self.teacher_view.name}
-        return (
-            {n: getattr(self, n) for n in names} | views | {"columns": content_hash(self.columns)}
-        )
+        names = ("kind", "beta", "temperature", "ema_decay", "skip_tokens")
+        return {name: getattr(self, name) for name in names} | {
+            "teacher": "served" if isinstance(self.teacher, Taught) else self.teacher,
+            "view": self.view.name,
+            "teacher_view": self.teacher_view.name,
+            "columns": content_hash(self.columns),
+        }
 
     def examples(self, tokenizer: Any) -> list[Example]:
         """One example a sample that is not empty."""

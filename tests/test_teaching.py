@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 
 from selfkd.distillation import GKD
@@ -39,6 +40,7 @@ def distil(run: Run, teacher: Counting) -> None:
         samples = round.generate(run.prompts, n=1)
         taught = round.teach(samples, teacher, view=context("[{answer}]"))
         round.train(GKD(samples, teacher=taught, kind="forward_kl"))
+    run.final_round().generate(run.prompts, n=1)
 
 
 def play(run, teacher: Counting) -> None:
@@ -57,8 +59,6 @@ def test_what_it_said_is_recorded_and_never_asked_again(tmp_path, sums) -> None:
     play(run, teacher)
     assert teacher.asked == ["1+2=[3]", "12+34=[46]"] * 2
     (step,) = run.ledger.round_dir(0).glob("*-train")
-    import pyarrow.parquet as pq
-
     row = pq.read_table(step / "00000.parquet").to_pylist()[0]
     seven = TOKENIZER("7")["input_ids"][0]
     assert row["completion_tokens"] == [seven, 1]
@@ -74,8 +74,8 @@ def test_what_it_said_is_recorded_and_never_asked_again(tmp_path, sums) -> None:
     ("places", "words"),
     [
         ([{5: -1.0}], "it told 1 places of 2"),
-        ([{5: -1.0}, {}], "a place has no token"),
-        ([{5: 0.5}, {5: -1.0}], "a log-probability above 0"),
+        ([{5: -1.0}, {}], "a place has no token, or"),
+        ([{5: 0.5}, {5: -1.0}], "a place has no token, or a log-probability above 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, sums, places, words) -> None:
