@@ -165,7 +165,6 @@ def test_a_pause_that_the_server_asks_for_holds_for_all_calls(server: Server) ->
     assert server.times[1] - server.times[0] >= 1
 
 
-
 def test_retry_after_is_read_in_all_its_forms() -> None:
     assert retry_after({"retry-after": "20"}) == 20
     assert retry_after({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
