@@ -49,8 +49,13 @@ async def inspect_ai(sample: Sample, options: InspectAiOptions) -> Verdict:
 
 def _state(sample: Sample) -> Any:
     """What a task would have come to that ended with the completion."""
-    from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageUser
-    from inspect_ai.model import ModelName, ModelOutput
+    from inspect_ai.model import (
+        ChatMessageAssistant,
+        ChatMessageSystem,
+        ChatMessageUser,
+        ModelName,
+        ModelOutput,
+    )
     from inspect_ai.scorer import Target
     from inspect_ai.solver import TaskState
 

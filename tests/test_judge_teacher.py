@@ -1,4 +1,4 @@
-"""The judge `teacher` in judge processes, its record in the run's folder, and what resume allows."""
+"""The judge `teacher` in judge processes, its record in the run, and what resume allows."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_a_budget_stops_the_run_and_resuming_pays_for_nothing_twice(
 
     server.behave = behave
     prices = {"usd_per_million_input": 1000.0, "usd_per_million_output": 1000.0}
-    with pytest.raises(Stopped, match="used up .5 of 5 calls"):
+    with pytest.raises(Stopped, match=r"used up \(5 of 5 calls"):
         judged(cluster, server, tmp_path, 8, budget={"calls": 5}, **prices)
     assert len(server.asked) == 5
     verdicts = judged(cluster, server, tmp_path, 8, budget={"calls": 50}, **prices)

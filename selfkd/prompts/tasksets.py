@@ -1,4 +1,4 @@
-"""Prompts from a taskset of verifiers (0.4 or later): one row a task, which its judge finds again."""
+"""Prompts from a taskset of verifiers (0.4 and on): a row a task, which its judge finds again."""
 
 import functools
 import json

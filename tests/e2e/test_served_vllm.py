@@ -1,4 +1,4 @@
-"""Judges and a teacher on vLLM's own server with the real model: what it says is what the model says.
+"""Judges and a teacher on vLLM's own server with the real model: it says what the model says.
 
 Starting the server takes a minute or two, so this runs only where SELFKD_LONG is set.
 """
