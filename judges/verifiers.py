@@ -1,8 +1,8 @@
 """A task of a verifiers taskset scores the completion with its own rewards (verifiers 0.4 and on).
 
 For prompts drawn from `verifiers:TASKSET`, whose column `verifiers` holds the taskset and the
-task's data. The reward is the sum of the task's rewards by their weights. Rewards that need the box that a
-rollout ran in (a `runtime`) cannot be had of a single answer, and are left out.
+task's data. The reward is the sum of the task's rewards by their weights. Rewards that need the box
+that a rollout ran in (a `runtime`) cannot be had of a single answer, and are left out.
 """
 
 from typing import Any, Literal
