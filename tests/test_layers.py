@@ -146,7 +146,8 @@ def test_plug_ins_use_what_users_can_use(kind):
     public = {"selfkd", "selfkd.judging", "selfkd.judgements", "selfkd.instructions"}
     public |= {"selfkd.sandbox", "selfkd.sandbox.box", "selfkd.sandbox.testing"}
     public |= {"selfkd.classifier", "selfkd.localcalls", "selfkd.models"}
-    public |= {"selfkd.served.calls", "selfkd.served.options"}
+    public |= {"selfkd.served.calls", "selfkd.served.options", "selfkd.prompts.tasksets"}
+    public |= {"selfkd.errors"}
     public |= {"selfkd.judgecalls", "selfkd.judgeprompts", "selfkd.nested", "selfkd.contests"}
     public |= {f"selfkd.{kind}"}
     for module in below(kind):

@@ -450,7 +450,7 @@ def test_options_are_checked(given: dict[str, Any], message: str) -> None:
 def test_a_key_that_is_not_set_is_told_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     spec = JudgeSpec("teacher", {"judge": "rubric", "model": "m", "api_key_env": "JUDGE_KEY"})
-    with pytest.raises(UsageError, match="JUDGE_KEY is not set .* export JUDGE_KEY="):
+    with pytest.raises(UsageError, match=r"JUDGE_KEY is not set .* export JUDGE_KEY="):
         spec.check_ready()
 
 
