@@ -156,7 +156,7 @@ def test_a_run_copied_without_weights_is_whole(tmp_path):
     text, healthy = diagnose(run)
     assert healthy and "note" in text and "BAD" not in text
     assert check_run(EXAMPLE)[0].note and len(check_run(EXAMPLE)) == 1
-    assert [p.path for p in check_run(run, repair=True) if p.place][0] == "policies/round-001"
+    assert next(p.path for p in check_run(run, repair=True) if p.place) == "policies/round-001"
 
 
 def test_a_shard_nobody_recorded_is_noticed(tmp_path):

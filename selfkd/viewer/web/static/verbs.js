@@ -11,7 +11,6 @@
     frame,
     has,
     col,
-    some,
     percent,
     reasonColour,
   } = selfkd;
@@ -77,6 +76,7 @@
         label: k.label,
         color: k.color,
         shape: k.dash ? "dashed" : "line",
+        symbol: k.symbol || "circle",
       })),
       columns: [round, ...keys.map((k) => col(k.key, k.label))],
       draw: (w, h) =>
@@ -146,6 +146,13 @@
     };
   };
 
+  // Those of the borders between rounds whose labels do not run into each other.
+  const apart = (borders, width, last) => {
+    const gap = (64 * last) / Math.max(1, width - 70);
+    let end = -Infinity;
+    return borders.filter((b) => b.at >= end && (end = b.at + gap));
+  };
+
   const training = (shapes, key, id, title, hint) => {
     let before = 0;
     const borders = [];
@@ -183,7 +190,7 @@
           {label: null, ticks: 5, nice: true, zero: true},
           [
             Plot.ruleX(borders, {x: "at", stroke: "var(--line)", strokeDasharray: "2 3"}),
-            Plot.text(some(borders, Math.max(2, Math.floor(w / 70))), {
+            Plot.text(apart(borders, w, before), {
               x: "at",
               frameAnchor: "top",
               dy: -12,
