@@ -138,8 +138,16 @@ def test_what_is_known_of_the_judge_is_drawn_and_nothing_where_nothing_is(page, 
         f"selfkd.figures(document.querySelector('.figures'), [...selfkd.controls({{rounds: "
         f"{json.dumps(rows)}}}), ...selfkd.agreement({{rounds: {json.dumps(rows)}}})])"
     )
+    log = [{"step": n, "loss": 1, "chosen_shift": -n, "rejected_shift": -2 * n} for n in (1, 2)]
+    shapes = json.dumps([{"round": 0, "log": log}, {"round": 1, "log": log}])
+    page.evaluate("document.querySelector('main').append(selfkd.el('div', {id: 'more'}))")
+    page.evaluate(f"selfkd.figures(document.getElementById('more'), selfkd.trainings({shapes}))")
     page.evaluate("document.querySelectorAll('figure details').forEach(d => d.open = true)")
-    page.wait("document.querySelectorAll('figure table').length === 2")
+    page.wait(
+        "document.querySelectorAll('#figure-shifts table, #figure-controls table').length == 2"
+    )
+    assert column(page, "shifts", "rejected_shift") == [-2, -4, -2, -4]
+    assert not page.evaluate("Boolean(document.querySelector('#figure-margin'))")
     assert column(page, "controls", "empty") == [0, 0.25]
     assert column(page, "agreement", "auc") == [0.75, 0.75]
     assert page.problems == []
