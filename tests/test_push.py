@@ -128,7 +128,8 @@ def test_a_push_sends_the_files_and_a_fresh_card(run, hub):
     upload = prepare(run.ledger.path, "me/tiny", 1)
     push(upload)
     folder = run.ledger.path / "policies" / "round-001"
-    assert hub.repos["tiny"]["organization"] == "me" and hub.repos["tiny"]["private"] is True
+    assert hub.repos["tiny"]["organization"] == "me"
+    assert hub.repos["tiny"]["visibility"] == "private"
     assert hub.files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     assert hub.files["README.md"].decode() == model_card(run.ledger.path, 1)
     assert "MANIFEST.json" not in hub.files  # it holds training text

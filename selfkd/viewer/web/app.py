@@ -26,7 +26,7 @@ from selfkd.viewer.web.guard import Guard
 
 HERE = Path(__file__).parent
 PAGE_LIMIT = 200
-FIGURES = ("figures", "curves", "rewards", "verbs", "trust", "plots")
+FIGURES = ("figures", "curves", "rewards", "verbs", "training", "trust", "plots")
 DRAWING = ("vendor/d3.min", "vendor/plot.min", *FIGURES)
 SCRIPTS = {
     "runs": ("vendor/d3.min", "runs"),

@@ -10,6 +10,17 @@
     }
   });
 
+  // The mark that a line has at each round, so that lines are told apart without colour.
+  const MARKS = {
+    circle: "●",
+    square: "■",
+    triangle: "▲",
+    diamond: "◆",
+    star: "★",
+    wye: "Y",
+    cross: "✚",
+  };
+
   const key = (entries) =>
     el(
       "ul",
@@ -18,7 +29,11 @@
         el(
           "li",
           {},
-          el("span", {class: `swatch ${e.shape || "line"}`, color: e.color, "aria-hidden": "true"}),
+          el(
+            "span",
+            {class: `swatch ${e.shape || "line"}`, color: e.color, "aria-hidden": "true"},
+            e.symbol ? el("span", {class: "mark"}, MARKS[e.symbol]) : null,
+          ),
           e.label,
         ),
       ),

@@ -2,7 +2,7 @@
 (() => {
   const {number, colour} = selfkd;
   const {lead, bands, histogram, passes, lengthReward} = selfkd;
-  const {funnel, shares, health, training, seconds, speed} = selfkd;
+  const {funnel, shares, health, seconds, speed} = selfkd;
   const {drift, controls, agreement, taste} = selfkd;
   const KEPT = "var(--kept)";
 
@@ -91,20 +91,7 @@
       lengthReward(shapes),
       ...last,
       speed(shapes),
-      training(
-        shapes,
-        "loss",
-        "loss",
-        "Loss",
-        "The trainer's loss at each optimiser step. It may start lower each round, since the model has seen its own words; near 0 it learns by heart, and a jump is a bad batch or too high a learning rate.",
-      ),
-      training(
-        shapes,
-        "grad_norm",
-        "gradient",
-        "Gradient norm",
-        "Before clipping. Spikes are steps that moved the model far: look at the examples of that round.",
-      ),
+      ...selfkd.trainings(shapes),
     ];
   };
 })();

@@ -26,7 +26,11 @@
         title: "Judge drift",
         hint: "Mean reward of the same samples of the first round, judged again in each later one. The lines should lie on each other: where they part, the judge has changed, and rewards of different rounds do not compare. Bars are two standard errors of the difference.",
         rows,
-        legend: keys.map((k) => ({...k, shape: k.dash ? "dashed" : "line"})),
+        legend: keys.map((k) => ({
+          ...k,
+          shape: k.dash ? "dashed" : "line",
+          symbol: k.symbol || "circle",
+        })),
         columns: [
           round,
           col("samples", "samples"),
