@@ -34,8 +34,8 @@ class Policies:
 
     def __init__(self, ledger: Ledger, base_path: Path) -> None:
         self._ledger = ledger
-        self.base = Policy("base", base_path, model_fingerprint(base_path), [])
-        self._verified: dict[str, Policy] = {"base": self.base}
+        self._base_path = base_path
+        self._verified: dict[str, Policy] = {}
 
     def get(self, name: str) -> Policy:
         """A policy by name, its files checked against its manifest once in this process."""
@@ -113,6 +113,8 @@ class Policies:
         return merged
 
     def _load(self, name: str) -> Policy:
+        if name == "base":
+            return Policy(name, self._base_path, model_fingerprint(self._base_path), [])
         path = self._ledger.policy_dir(name)
         manifest_path = path / "MANIFEST.json"
         if not manifest_path.exists():
