@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from selfkd.chat import load_tokenizer
 from selfkd.cluster import Cluster
@@ -54,6 +54,31 @@ def assemble(
     )
     with Cluster(config.cluster.address, timeout=config.cluster.timeout) as cluster:
         run = Run(resolved, ledger, cluster, setting, source, reporter, check_stop)
+        try:
+            yield run
+        finally:
+            run.close()
+
+
+@contextlib.contextmanager
+def assemble_record(
+    path: Path,
+    resolved: Resolved,
+    ledger: Ledger,
+    reporter: Reporter,
+    check_stop: Callable[[], None],
+    *,
+    judging: bool,
+) -> Iterator[Run]:
+    """A run that samples and trains nothing: neither model nor prompts are opened, and without
+    `judging` no process is started."""
+    config = resolved.config
+    announce(path, resolved, reporter, ledger, "none")
+    setting = Setting(Path(config.model), None, "transformers", False, 0, 0, 0)
+    prompts: Any = None
+    cluster = Cluster(config.cluster.address, timeout=config.cluster.timeout)
+    with cluster if judging else contextlib.nullcontext():
+        run = Run(resolved, ledger, cluster, setting, prompts, reporter, check_stop)
         try:
             yield run
         finally:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from selfkd.errors import SelfkdError, Stopped, UsageError
-from selfkd.judgecommands import add_judge_commands
+from selfkd.judgecommands import Events, add_judge_commands
 from selfkd.viewer.commands import Json, RunDir, RunsDir, add_commands, colour, find_run
 
 app = typer.Typer(
@@ -22,7 +22,6 @@ model_app = typer.Typer(no_args_is_help=True, help="Models that selfkd can fetch
 app.add_typer(model_app, name="model")
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
-Events = Annotated[bool, typer.Option("--json", help="Print events, one JSON object a line.")]
 SkipBad = Annotated[bool, typer.Option(help="Count and skip broken prompt rows.")]
 Local = Annotated[
     bool, typer.Option("--local", help="Use this machine alone, ignoring RAY_ADDRESS.")
@@ -71,7 +70,7 @@ def run(
         resolved = resume_with(path, resolved)
     else:
         path = new_run(resolved, runs, name)
-    _execute(path, resolved, json_events, skip_bad)
+    execute_run(path, resolved, json_events, skip_bad)
 
 
 @app.command()
@@ -88,7 +87,7 @@ def resume(
 
     path = find_run(run, runs)
     changes = [*(overrides or []), *(["cluster.address=local"] if local else [])]
-    _execute(path, resume_run(path, changes), json_events, skip_bad)
+    execute_run(path, resume_run(path, changes), json_events, skip_bad)
 
 
 @app.command()
@@ -104,7 +103,7 @@ def fork(
     from selfkd.launch import fork_run, resume_run
 
     path = fork_run(find_run(run, runs), round, name, overrides or [])
-    _execute(path, resume_run(path), json_events, False)
+    execute_run(path, resume_run(path), json_events, False)
 
 
 add_judge_commands(app)
@@ -201,7 +200,8 @@ def doctor(
         raise typer.Exit(5 if run is None else 4)
 
 
-def _execute(path: Path, resolved: Any, json_events: bool, skip_bad: bool) -> None:
+def execute_run(path: Path, resolved: Any, json_events: bool, skip_bad: bool = False) -> None:
+    """Carry a run out to its end, showing how it goes; an error says how to go on."""
     from selfkd.launch import execute
     from selfkd.progress import make_reporter
 
@@ -217,11 +217,19 @@ def _execute(path: Path, resolved: Any, json_events: bool, skip_bad: bool) -> No
 
 
 def _closing(path: Path, best: str) -> str:
+    from selfkd.launch import read_run
     from selfkd.ledger import policy_dir
     from selfkd.metrics import curves_document
     from selfkd.viewer.plots import terminal_curves
 
     drawn = terminal_curves([curves_document(path)], color=colour())
+    parent = read_run(path)[1].get("parent") or {}
+    if "again" in parent:
+        return (
+            f"{drawn}\n\nThe samples of {parent['run']}, judged again, are in {path}. Look closer "
+            f"with\n  selfkd compare {path.parent / parent['run']} {path}\n"
+            f"  selfkd show {path} --round 0"
+        )
     where = "nothing better than the base" if best == "base" else policy_dir(path, best)
     return (
         f"{drawn}\n\nThe run is in {path}; its best policy: {where}. Look closer with\n"

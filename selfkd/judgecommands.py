@@ -1,13 +1,16 @@
-"""The commands about judges: try one."""
+"""The commands about judging: try a judge, and judge again what is recorded."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from selfkd.viewer.commands import Json
+from selfkd.viewer.commands import Json, RunDir, RunsDir, find_run
+
+Events = Annotated[bool, typer.Option("--json", help="Print events, one JSON object a line.")]
 
 
 def add_judge_commands(app: typer.Typer) -> None:
@@ -15,6 +18,8 @@ def add_judge_commands(app: typer.Typer) -> None:
     judge_app = typer.Typer(no_args_is_help=True, help="Try a judge outside a run.")
     judge_app.command("test")(judge_test)
     app.add_typer(judge_app, name="judge")
+    for command in (rejudge, refilter):
+        app.command()(command)
 
 
 def judge_test(
@@ -66,3 +71,41 @@ def judge_test(
         return
     verdicts = [asdict(v) for v in trial.verdicts]
     print(json.dumps({"card": card, "notes": notes(card), "verdicts": verdicts}))
+
+
+def rejudge(
+    run: RunDir,
+    judge: Annotated[str, typer.Option(help="The other judge: a name, or path.py:name.")],
+    options: Annotated[list[str] | None, typer.Argument(metavar="[OPTION=VALUE]...")] = None,
+    name: Annotated[str | None, typer.Option(help="The new run's name.")] = None,
+    runs: RunsDir = Path("runs"),
+    json_events: Events = False,
+) -> None:
+    """Have another judge score what a run sampled, in a fork; nothing is sampled or trained."""
+    from selfkd.again import rejudge_run
+    from selfkd.cli import execute_run
+    from selfkd.judgetest import spec_of
+    from selfkd.launch import resume_run
+
+    path, notes = rejudge_run(find_run(run, runs), spec_of(judge, options or []), name)
+    for note in notes:
+        print(note, file=sys.stderr)
+    execute_run(path, resume_run(path), json_events)
+
+
+def refilter(
+    run: RunDir,
+    rules: Annotated[
+        str, typer.Option(help='What to keep: "finished | correct | at_most(2)", "best_worst".')
+    ],
+    name: Annotated[str | None, typer.Option(help="The new run's name.")] = None,
+    runs: RunsDir = Path("runs"),
+    json_events: Events = False,
+) -> None:
+    """Decide anew what of a run's samples is kept, in a fork; nothing is sampled or trained."""
+    from selfkd.again import refilter_run
+    from selfkd.cli import execute_run
+    from selfkd.launch import resume_run
+
+    path = refilter_run(find_run(run, runs), rules, name)
+    execute_run(path, resume_run(path), json_events)

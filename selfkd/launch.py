@@ -1,10 +1,11 @@
 """Starts, resumes and forks runs: everything around the loop."""
 
-import os
+import contextlib
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 from selfkd.config import Resolved, resolve
 from selfkd.errors import DataError, SelfkdError, Stopped, UsageError
 from selfkd.judging import resolve_judge
-from selfkd.ledger import Ledger, broken, make_directory, now, write_atomically
+from selfkd.ledger import Ledger, broken, make_directory, now, share, write_atomically
 from selfkd.locks import RunLock
 from selfkd.progress import Reporter
 from selfkd.provenance import provenance
@@ -71,7 +72,9 @@ def resume_with(path: Path, resolved: Resolved) -> Resolved:
 def fork_run(path: Path, round: int, name: str | None, overrides: Sequence[str] = ()) -> Path:
     """Create a run that shares the rounds of `path` before `round`, under a changed config.
 
-    Shards and policies are hard links where the file system allows it, copies elsewhere.
+    Shards and policies are hard links where the file system allows it, copies elsewhere. From
+    `round` on the fork takes over what is still asked for in the same way, by the same policy: the
+    samples of that round, unless the change is in how they are drawn (`Ledger.offered`).
     """
     raw, head = read_run(path)
     resolved = resolve(raw, overrides, file=str(path / "run.yaml"))
@@ -82,8 +85,40 @@ def fork_run(path: Path, round: int, name: str | None, overrides: Sequence[str] 
             where=str(path),
             remedy=f"fork at round {len(finished)} or before",
         )
+    if head.get("parent") and "again" in head["parent"]:
+        raise UsageError(
+            "this run only holds what another one sampled: it has no policies to go on from",
+            where=str(path),
+            remedy=f"fork {head['parent']['run']} with the new judge or rules: its samples are "
+            "used again where they fit",
+        )
+    with staged_run(path, resolved, {"round": round}, name, "fork") as staged:
+        for number in range(round):
+            share(path / "rounds" / f"{number:03d}", staged.path / "rounds" / f"{number:03d}")
+            policy = f"policies/round-{number + 1:03d}"
+            if (path / policy).exists():
+                share(path / policy, staged.path / policy)
+    return staged.target
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A run in the making: what is put into `path` is in `target` once it is whole."""
+
+    path: Path
+    target: Path
+
+
+@contextlib.contextmanager
+def staged_run(
+    path: Path, resolved: Resolved, lineage: Mapping[str, Any], name: str | None, what: str
+) -> Iterator[Staged]:
+    """A run made from the run `path`, whose name and creation are added to its `lineage`.
+
+    `name` defaults to that of the parent and `what`; UsageError where it is taken.
+    """
     target = (
-        _next_free(path.parent, f"{path.name}-fork")
+        _next_free(path.parent, f"{path.name}-{what}")
         if name is None
         else path.parent / name_of(name)
     )
@@ -93,15 +128,11 @@ def fork_run(path: Path, round: int, name: str | None, overrides: Sequence[str] 
         )
     staged = target.with_name(f".tmp-{target.name}")
     shutil.rmtree(staged, ignore_errors=True)
-    for number in range(round):
-        _share(path / "rounds" / f"{number:03d}", staged / "rounds" / f"{number:03d}")
-        policy = f"policies/round-{number + 1:03d}"
-        if (path / policy).exists():
-            _share(path / policy, staged / policy)
-    parent = {"run": path.name, "created": head["created"], "round": round}
+    yield Staged(staged, target)
+    head = read_run(path)[1]
+    parent = {"run": path.name, "created": head["created"], **lineage}
     _create(staged, resolved, parent=parent)
     staged.rename(target)
-    return target
 
 
 def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: bool = False) -> str:
@@ -110,18 +141,22 @@ def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: boo
     Everything recorded is replayed, so this is also how a run is resumed. Raises Stopped on a
     requested stop; every other SelfkdError is recorded as `run_failed` first.
     """
-    from selfkd.assembly import assemble
+    from selfkd.again import judge_again
+    from selfkd.assembly import assemble, assemble_record
     from selfkd.run import EndOfRun
 
     started = time.monotonic()
     parent = read_run(path)[1].get("parent")
     report_to = resolved.config.report_to
+    again = parent["again"] if parent and "again" in parent else None
     with (
         Reports(path, report_to, reporter) as reports,
         RunLock(path) as lock,
         StopSignals() as stop,
     ):
-        ledger = Ledger(path, inherited=parent["round"] - 1 if parent else -1)
+        inherited = parent["round"] - 1 if parent else -1
+        offered = _origin(path, parent, resolved) if parent and not again else None
+        ledger = Ledger(path, inherited=inherited, offered=offered)
         if lock.stale:
             text = f"process {lock.stale.get('pid')} ended without finishing this run; going on"
             reporter.event("message", text=text, level="warning")
@@ -131,11 +166,20 @@ def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: boo
             stop.check()
 
         try:
-            with assemble(path, resolved, ledger, reporter, check, skip_bad=skip_bad) as run:
+            parts = (path, resolved, ledger, reporter, check)
+            # The policies that sampled are only needed where one of them is to judge.
+            if again and not resolved.judge.engine:
+                gathered = assemble_record(*parts, judging="judge" in again)
+            else:
+                gathered = assemble(*parts, skip_bad=skip_bad)
+            with gathered as run:
                 reports.start()
                 reason = ""
                 try:
-                    resolved.loop.fn(run, resolved.options)
+                    if again:
+                        judge_again(run)
+                    else:
+                        resolved.loop.fn(run, resolved.options)
                 except EndOfRun as end:
                     reason = end.reason
                 run.finish()
@@ -149,6 +193,16 @@ def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: boo
             if not isinstance(error.__cause__, OSError):
                 ledger.event("run_failed", error=str(error))
             raise
+
+
+def _origin(path: Path, parent: Mapping[str, Any], resolved: Resolved) -> Path | None:
+    """The run that a fork comes from, if it is still there and drew with the same seed."""
+    origin = path.parent / parent["run"]
+    with contextlib.suppress(SelfkdError):
+        raw, head = read_run(origin)
+        if head["created"] == parent["created"] and raw["seed"] == resolved.config.seed:
+            return origin
+    return None
 
 
 def read_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -236,13 +290,3 @@ def _next_free(root: Path, stem: str) -> Path:
     while (root / f"{stem}-{number:03d}").exists():
         number += 1
     return root / f"{stem}-{number:03d}"
-
-
-def _share(source: Path, target: Path) -> None:
-    def link(old: str, new: str) -> None:
-        try:
-            os.link(old, new)
-        except OSError:
-            shutil.copy2(old, new)
-
-    shutil.copytree(source, target, copy_function=link)

@@ -54,8 +54,8 @@ class Policies:
         """`merge` is needed where a policy is an adapter whose whole model is gone."""
         self._ledger = ledger
         self._merge = merge
-        self.base = Policy("base", base_path, model_fingerprint(base_path), [])
-        self._verified: dict[str, Policy] = {"base": self.base}
+        self._base_path = base_path
+        self._verified: dict[str, Policy] = {}
         self._passing: dict[str, str] = {}
         """Fingerprints of policies on the way to one of a round."""
 
@@ -203,6 +203,8 @@ class Policies:
         return merged
 
     def _load(self, name: str) -> Policy:
+        if name == "base":
+            return Policy(name, self._base_path, model_fingerprint(self._base_path), [])
         path = self._ledger.policy_dir(name)
         manifest_path = path / "MANIFEST.json"
         if not manifest_path.exists():
