@@ -20,6 +20,7 @@ from selfkd.judging import JudgeSpec, resolve_judge
 from selfkd.options import Options
 from selfkd.plugins import LoopPlugin, absolute_spec, find_loop
 from selfkd.prompts import PromptOptions
+from selfkd.retention import KeepOptions
 from selfkd.sampling.base import Sampling
 from selfkd.training.base import TrainOptions
 from selfkd.yamlfile import Lines, read_yaml
@@ -131,6 +132,8 @@ class Config(Options):
     """Ray."""
     gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))
     """Roll-back of policies that measure worse."""
+    keep_policies: KeepOptions = Field(default_factory=lambda: KeepOptions.model_validate({}))
+    """Which policies stay on disk; N alone means {last: N}."""
     on_no_signal: Literal["stop", "continue"] = "stop"
     """When a round keeps no sample: stop, or go on with the same policy."""
     on_bad_training: Literal["stop", "continue"] = "stop"

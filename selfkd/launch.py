@@ -12,10 +12,12 @@ import yaml
 
 from selfkd.config import Resolved, resolve
 from selfkd.errors import DataError, SelfkdError, Stopped, UsageError
-from selfkd.ledger import Ledger, broken, make_directory, now, write_atomically
+from selfkd.ledger import Ledger, broken, make_directory, now, policy_dir, write_atomically
 from selfkd.locks import RunLock
 from selfkd.progress import Reporter
 from selfkd.provenance import provenance
+from selfkd.retention import is_pruned
+from selfkd.rundir import of_verb, round_steps
 from selfkd.stopping import StopSignals
 from selfkd.yamlfile import flatten
 
@@ -23,7 +25,7 @@ SCHEMA = 1
 """Version of the run directory's layout."""
 
 OPERATIONAL = re.compile(
-    r"rounds|judging\..*|cluster\..*"
+    r"rounds|judging\..*|cluster\..*|keep_policies\..*"
     r"|engine\.(max_num_seqs|kv_cache_gib|sync|residency|max_restarts|start_timeout)"
 )
 """Keys that may change on resume: they say how a run is carried out, not what it computes. More
@@ -80,6 +82,7 @@ def fork_run(path: Path, round: int, name: str | None, overrides: Sequence[str] 
             where=str(path),
             remedy=f"fork at round {len(finished)} or before",
         )
+    _refuse_pruned(path, round)
     target = (
         _next_free(path.parent, f"{path.name}-fork")
         if name is None
@@ -100,6 +103,25 @@ def fork_run(path: Path, round: int, name: str | None, overrides: Sequence[str] 
     _create(staged, resolved, parent=parent)
     staged.rename(target)
     return target
+
+
+def _refuse_pruned(path: Path, round: int) -> None:
+    """A fork makes anew what `round` recorded: refuse it where that takes weights that are gone."""
+    if not (gone := _pruned_for(path, round)):
+        return
+    others = [str(n) for n in range(round) if not _pruned_for(path, n)]
+    raise UsageError(
+        f"round {round} cannot be forked: it samples from {gone[0]}, which was pruned",
+        where=str(path),
+        remedy=f"fork at an earlier round ({', '.join(others)}); keep_policies says what stays",
+    )
+
+
+def _pruned_for(path: Path, round: int) -> list[str]:
+    samplings = of_verb(round_steps(path, round), "generate")
+    names = {str(step.args().get("policy_name", "")) for step in samplings}
+    trained = sorted(n for n in names if n.startswith("round-"))
+    return [n for n in trained if is_pruned(policy_dir(path, n))]
 
 
 def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: bool = False) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfkd.errors import DataError
+from selfkd.errors import DataError, UsageError
 from selfkd.ledger import Ledger, broken, file_sha256, make_directory, sync_directory, write_json
 from selfkd.records import content_hash
+from selfkd.retention import is_pruned
 
 Canary = list[tuple[list[int], list[float]]]
 
@@ -22,11 +23,28 @@ class Policy:
     """A version of the model: where its weights are and what identifies them."""
 
     name: str
-    path: Path
-    """HF model directory; of a policy stored as an adapter, the model merged from it."""
+    folder: Path
     fingerprint: str
     canary: Canary
     """Fixed token sequences with their log-probabilities as the trainer computed them."""
+    pruned: bool = False
+    """Whether its weights were let go; it still identifies what it made."""
+
+    @property
+    def path(self) -> Path:
+        """HF model directory; of a policy stored as an adapter, the model merged from it.
+
+        Raises UsageError where the policy was pruned.
+        """
+        if self.pruned:
+            made = int(self.name.removeprefix("round-")) - 1
+            run = self.folder.parents[1]
+            raise UsageError(
+                f"{self.name} was pruned (keep_policies), and its weights are needed",
+                where=str(self.folder),
+                remedy=f"run `selfkd fork {run} --round {made}`, which trains it again",
+            )
+        return self.folder
 
 
 class Policies:
@@ -39,9 +57,13 @@ class Policies:
 
     def get(self, name: str) -> Policy:
         """A policy by name, its files checked against its manifest once in this process."""
-        if name not in self._verified or not self._verified[name].path.exists():
+        if name not in self._verified or not self._verified[name].folder.exists():
             self._verified[name] = self._load(name)
         return self._verified[name]
+
+    def forget(self, name: str) -> None:
+        """Look at the policy's directory again when it is next asked for."""
+        self._verified.pop(name, None)
 
     def staging(self, name: str) -> Path:
         """An empty directory for a policy in the making."""
@@ -56,7 +78,7 @@ class Policies:
         A crash between the commit of a policy and the end of its step leaves this behind.
         """
         manifest = self._ledger.policy_dir(name) / "MANIFEST.json"
-        if not manifest.exists():
+        if not manifest.exists() or is_pruned(manifest.parent):
             return None
         recorded = json.loads(manifest.read_text())
         return recorded["report"] if recorded["fingerprint"] == fingerprint else None
@@ -118,6 +140,8 @@ class Policies:
         if not manifest_path.exists():
             raise broken(manifest_path, f"policy {name} is missing")
         manifest = json.loads(manifest_path.read_text())
+        if is_pruned(path):
+            return Policy(name, path, manifest["fingerprint"], [], pruned=True)
         for file, entry in manifest["files"].items():
             if not (path / file).exists():
                 raise broken(path / file, "recorded in the manifest but missing")

@@ -15,12 +15,13 @@ from selfkd.gate import paired_test
 from selfkd.hardware import compute_dtype
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
-from selfkd.ledger import Ledger, Step, write_atomically
+from selfkd.ledger import MARKER, Ledger, Step, write_atomically
 from selfkd.metrics import alarms, round_rows
 from selfkd.policies import Policies
 from selfkd.progress import Reporter
 from selfkd.prompts import PromptSource
 from selfkd.records import Message, Prompt, Sample, Verdict
+from selfkd.retention import prune
 from selfkd.round import Round
 from selfkd.rundir import HELDOUT
 from selfkd.sampling.actor import EngineOptions
@@ -264,9 +265,10 @@ class Run:
         self._finish_round(number, rows)
 
     def _finish_round(self, number: int, rows: list[dict[str, Any]]) -> None:
-        marker = self.ledger.step(number, "round", "", {})
+        marker = self.ledger.step(number, MARKER, "", {})
         if marker.finished:
             return
+        self._prune()
         marker.finish({})
         self.emit("round_finished", round=number)
         for alarm in alarms([r for r in rows if r["round"] <= number]):
@@ -278,6 +280,13 @@ class Run:
                     alarm=alarm.name,
                     message=alarm.message,
                 )
+
+    def _prune(self) -> None:
+        """Let go of weights that the config does not keep and nothing here needs."""
+        needed = {self.best, self.newest, self._current}
+        for name in prune(self.ledger, self.config.keep_policies, needed):
+            self.policies.forget(name)
+            self.reporter.event("policy_pruned", policy=name)
 
     def _make_sampler(self) -> SamplerPool:
         engine = self.config.engine
