@@ -22,6 +22,7 @@ from selfkd.judging import JudgeSpec, absolute_judge, resolve_judge
 from selfkd.options import Options
 from selfkd.plugins import LoopPlugin, absolute_spec, find_loop
 from selfkd.prompts import PromptOptions
+from selfkd.retention import KeepOptions
 from selfkd.sampling.base import Sampling
 from selfkd.tracking import TrackerName
 from selfkd.training.base import TrainOptions
@@ -146,6 +147,8 @@ class Config(Options):
     """Completions of known worth that the judge is shown in every round."""
     alarms: AlarmConfig = Field(default_factory=lambda: AlarmConfig.model_validate({}))
     """What goes wrong in a round, when it is told, and what is done about it."""
+    keep_policies: KeepOptions = Field(default_factory=lambda: KeepOptions.model_validate({}))
+    """Which policies stay on disk; N alone means {last: N}."""
     on_no_signal: Literal["stop", "continue"] = "stop"
     """When a round keeps no sample: stop, or go on with the same policy."""
     on_bad_training: Literal["stop", "continue"] = "stop"

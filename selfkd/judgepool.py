@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from selfkd.cluster import ActorLost, Check, Cluster, kill
+from selfkd.cluster import ActorLost, Check, Cluster, ClusterLost, kill
 from selfkd.enginecalls import EngineCalls
 from selfkd.errors import InfrastructureError, UsageError
 from selfkd.hardware import cores
@@ -216,6 +216,9 @@ class _Worker:
         except ActorLost as error:
             self.stop()
             raise _Lost("error", "it ended its process (an exit, a crash or no memory)") from error
+        except ClusterLost:
+            self.stop()
+            raise
         except InfrastructureError as error:
             self.stop()
             raise _Lost("timeout", f"no verdict within {self._timeout:g} s") from error

@@ -14,11 +14,21 @@ import yaml
 from selfkd.config import Resolved, resolve
 from selfkd.errors import DataError, SelfkdError, Stopped, UsageError
 from selfkd.judging import resolve_judge
-from selfkd.ledger import Ledger, broken, make_directory, now, share, write_atomically
+from selfkd.ledger import (
+    Ledger,
+    broken,
+    make_directory,
+    now,
+    policy_dir,
+    share,
+    write_atomically,
+)
 from selfkd.locks import RunLock
 from selfkd.progress import Reporter
 from selfkd.provenance import provenance
 from selfkd.reporting import Reports
+from selfkd.retention import is_pruned
+from selfkd.rundir import of_verb, round_steps
 from selfkd.stopping import StopSignals
 from selfkd.yamlfile import flatten
 
@@ -26,7 +36,7 @@ SCHEMA = 1
 """Version of the run directory's layout."""
 
 OPERATIONAL = re.compile(
-    r"rounds|report_to|judging\.(?!anchors).*|cluster\..*|controls\.action|alarms\..*"
+    r"rounds|report_to|judging\.(?!anchors).*|cluster\..*|controls\.action|alarms\..*|keep_policies\..*"
     r"|engine\.(max_num_seqs|kv_cache_gib|sync|residency|max_restarts|start_timeout)"
 )
 """Keys that may change on resume: they say how a run is carried out, not what it computes. More
@@ -92,6 +102,7 @@ def fork_run(path: Path, round: int, name: str | None, overrides: Sequence[str] 
             remedy=f"fork {head['parent']['run']} with the new judge or rules: its samples are "
             "used again where they fit",
         )
+    _refuse_pruned(path, round)
     with staged_run(path, resolved, {"round": round}, name, "fork") as staged:
         for number in range(round):
             share(path / "rounds" / f"{number:03d}", staged.path / "rounds" / f"{number:03d}")
@@ -133,6 +144,25 @@ def staged_run(
     parent = {"run": path.name, "created": head["created"], **lineage}
     _create(staged, resolved, parent=parent)
     staged.rename(target)
+
+
+def _refuse_pruned(path: Path, round: int) -> None:
+    """A fork makes anew what `round` recorded: refuse it where that takes weights that are gone."""
+    if not (gone := _pruned_for(path, round)):
+        return
+    others = [str(n) for n in range(round) if not _pruned_for(path, n)]
+    raise UsageError(
+        f"round {round} cannot be forked: it samples from {gone[0]}, which was pruned",
+        where=str(path),
+        remedy=f"fork at an earlier round ({', '.join(others)}); keep_policies says what stays",
+    )
+
+
+def _pruned_for(path: Path, round: int) -> list[str]:
+    samplings = of_verb(round_steps(path, round), "generate")
+    names = {str(step.args().get("policy_name", "")) for step in samplings}
+    trained = sorted(n for n in names if n.startswith("round-"))
+    return [n for n in trained if is_pruned(policy_dir(path, n))]
 
 
 def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: bool = False) -> str:

@@ -180,6 +180,10 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=1, default=str) + "\n").encode())
 
 
+MARKER = "round"
+"""Verb of the empty step that ends a round."""
+
+
 class Ledger:
     """The steps, policies and events of one run directory."""
 
@@ -265,7 +269,10 @@ class Ledger:
     def _refuse_other_order(self, round: int, order: int, name: str) -> None:
         # A crash right after the directory was made leaves it empty, under this very name.
         others = [p.name for p in self.round_dir(round).glob(f"{order:02d}-*") if p.name != name]
-        if others:
+        if others == [f"{order:02d}-{MARKER}"]:
+            # The run ended in this round, and now has more rounds to go: the mark comes later.
+            shutil.rmtree(self.round_dir(round) / others[0])
+        elif others:
             raise UsageError(
                 f"round {round} recorded step {others[0]}, but the loop now asks for {name}",
                 where=str(self.round_dir(round)),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfkd.errors import DataError
+from selfkd.errors import DataError, UsageError
 from selfkd.ledger import (
     Ledger,
     broken,
@@ -19,6 +19,7 @@ from selfkd.ledger import (
     write_json,
 )
 from selfkd.records import content_hash
+from selfkd.retention import is_pruned
 
 Canary = list[tuple[list[int], list[float]]]
 
@@ -40,11 +41,29 @@ class Policy:
     """A version of the model: where its weights are and what identifies them."""
 
     name: str
-    path: Path
-    """HF model directory; of a policy stored as an adapter, the model merged from it."""
+    folder: Path
     fingerprint: str
     canary: Canary
     """Fixed token sequences with their log-probabilities as the trainer computed them."""
+    pruned: bool = False
+    """Whether its weights were let go; it still identifies what it made."""
+
+    @property
+    def path(self) -> Path:
+        """HF model directory; of a policy stored as an adapter, the model merged from it.
+
+        Raises UsageError where its weights were let go (`keep_policies`, or a policy passed on the
+        way to a round's).
+        """
+        if self.pruned:
+            made = int(self.name.removeprefix("round-").partition("+")[0]) - 1
+            run = self.folder.parents[1]
+            raise UsageError(
+                f"the weights of {self.name} were let go, and they are needed",
+                where=str(self.folder),
+                remedy=f"run `selfkd fork {run} --round {made}`, which trains it again",
+            )
+        return self.folder
 
 
 class Policies:
@@ -63,28 +82,17 @@ class Policies:
         """A policy by name, its files checked against its manifest once in this process.
 
         Of one that was passed on the way to a round's policy nothing but the name is left once the
-        round has trained; `require` is for who wants weights.
+        round has trained.
         """
         if name in self._passing and not (path := self._ledger.policy_dir(name)).exists():
-            return Policy(name, path, self._passing[name], [])
-        if name not in self._verified or not self._verified[name].path.exists():
+            return Policy(name, path, self._passing[name], [], pruned=True)
+        if name not in self._verified or not self._verified[name].folder.exists():
             self._verified[name] = self._load(name)
         return self._verified[name]
 
     def add(self, name: str, path: Path) -> None:
         """Make a model that this run did not train one of its policies, to teach or to sample."""
         self._verified[name] = Policy(name, path, model_fingerprint(path), [])
-
-    def require(self, policy: Policy) -> Policy:
-        """`policy` if its weights are there."""
-        if not policy.path.exists():
-            raise DataError(
-                f"the weights of {policy.name} were let go when its round had trained",
-                where=str(policy.path),
-                remedy=f"make the round anew: selfkd fork {self._ledger.path} --round "
-                f"{int(policy.name.removeprefix('round-').partition('+')[0]) - 1}",
-            )
-        return policy
 
     def passing(self, name: str, fingerprint: str) -> None:
         """Note a policy that is passed on the way to a round's."""
@@ -126,6 +134,10 @@ class Policies:
         steps = manifest.get("steps", manifest["report"]["steps"])
         return steps, manifest.get("start", "base")
 
+    def forget(self, name: str) -> None:
+        """Look at the policy's directory again when it is next asked for."""
+        self._verified.pop(name, None)
+
     def staging(self, name: str) -> Path:
         """An empty directory for a policy in the making."""
         return _emptied(self._ledger.path / "policies" / f".tmp-{name}")
@@ -140,7 +152,7 @@ class Policies:
         A crash between the commit of a policy and the end of its step leaves this behind.
         """
         manifest = self._ledger.policy_dir(name) / "MANIFEST.json"
-        if not manifest.exists():
+        if not manifest.exists() or is_pruned(manifest.parent):
             return None
         recorded = json.loads(manifest.read_text())
         return recorded["report"] if recorded["fingerprint"] == fingerprint else None
@@ -210,6 +222,8 @@ class Policies:
         if not manifest_path.exists():
             raise broken(manifest_path, f"policy {name} is missing")
         manifest = json.loads(manifest_path.read_text())
+        if is_pruned(path):
+            return Policy(name, path, manifest["fingerprint"], [], pruned=True)
         for file, entry in manifest["files"].items():
             if not (path / file).exists():
                 raise broken(path / file, "recorded in the manifest but missing")

@@ -17,7 +17,7 @@ from selfkd.errors import DataError, InfrastructureError, UsageError
 from selfkd.gate import paired_test
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
-from selfkd.ledger import Ledger, Step, write_atomically
+from selfkd.ledger import MARKER, Ledger, Step, write_atomically
 from selfkd.metrics import recorded_rows, run_alarms
 from selfkd.modelcard import write_cards
 from selfkd.models import check_model_dir, resolve_model
@@ -25,6 +25,7 @@ from selfkd.policies import Policies, Policy
 from selfkd.progress import Reporter
 from selfkd.prompts import PromptSource
 from selfkd.records import Message, Prompt, Sample, Verdict
+from selfkd.retention import prune
 from selfkd.round import Round
 from selfkd.rundir import HELDOUT
 from selfkd.samplers import make_sampler
@@ -339,8 +340,9 @@ class Run:
         if row is None:
             raise DataError(f"round {number} recorded nothing", where=str(self.ledger.path))
         self.reporter.event("round_row", row=row)
-        marker = self.ledger.step(number, "round", "", {})
+        marker = self.ledger.step(number, MARKER, "", {})
         if not marker.finished:
+            self._prune()
             known = [r for r in rows if r["round"] <= number]
             self._tell(
                 marker, [a for a in run_alarms(self.ledger.path, known) if a.round == number]
@@ -372,6 +374,13 @@ class Run:
         from selfkd.training.trainer import LocalTrainer
 
         return self._cluster.start(LocalTrainer, gpus=self.setting.trainer_gpus)
+
+    def _prune(self) -> None:
+        """Let go of weights that the config does not keep and nothing here needs."""
+        needed = {self.best, self.newest, self._current}
+        for name in prune(self.ledger, self.config.keep_policies, needed):
+            self.policies.forget(name)
+            self.reporter.event("policy_pruned", policy=name)
 
     def _make_sampler(self) -> SamplerPool:
         return make_sampler(

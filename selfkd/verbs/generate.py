@@ -37,7 +37,7 @@ def sample_shards(
     missing = [i for i in range(len(plan)) if not step.has(i)]
     requests = [(i, _requests(prompts, tokens, plan[i], n)) for i in missing]
     before = len(prompts) - sum(len(plan[i]) for i in missing)
-    policy = round.run.policies.require(policy)
+    assert policy.path  # raises where the weights were let go
     stream = round.run.sampler.generate(policy.name, policy.path, policy.canary, requests, sampling)
     for item in stream:
         if isinstance(item, Shard):

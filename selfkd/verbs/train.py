@@ -85,7 +85,8 @@ def _job(
     staged = policies.staging(name)
     stretch = None
     if segment and segment.total > segment.steps:
-        here = policies.require(plan.here).name
+        assert plan.here.path  # raises where the weights were let go
+        here = plan.here.name
         going_on = here != plan.start.name
         stretch = Stretch(
             first=segment.first,
@@ -97,14 +98,14 @@ def _job(
         objective=objective.name,
         objective_options=objective.settings(),
         example_files=tuple(str(step.shard_path(i)) for i in step.shards()),
-        start_path=str(policies.require(plan.start).path),
+        start_path=str(plan.start.path),
         out_dir=str(staged),
         log_file=str(step.path / "log.jsonl"),
         seed=round.run.config.seed * 1000 + round.number,
         options=plan.options,
         max_steps=steps,
         merged_dir=str(policies.staging_merged(name)) if adapter else None,
-        ref_path=str(policies.require(plan.ref).path) if plan.ref else None,
+        ref_path=str(plan.ref.path) if plan.ref else None,
         stretch=stretch,
     )
 

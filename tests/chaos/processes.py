@@ -36,7 +36,10 @@ TITLES = {
 
 
 class Driver:
-    """One `selfkd` command with events on stdout, in a process and session of its own."""
+    """One `selfkd` command with events on stdout, in a process and session of its own.
+
+    Ray's processes stay in the session; what starts one of its own still has the mark.
+    """
 
     def __init__(self, folder: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
         """Runs in `folder`, where `out.txt` and `err.txt` are appended to."""
@@ -86,16 +89,29 @@ class Driver:
         if role == "driver":
             return self.pid
         title = TITLES[role]
-        return next((pid for pid, text in marked(self.mark) if title in text), None)
+        return next((pid for pid, text in self.alive() if title in text), None)
 
     def leftovers(self, seconds: float = 10) -> list[str]:
         """What is still alive of it that many seconds after its end."""
         deadline = time.monotonic() + seconds
-        while found := [text for _, text in marked(self.mark)]:
+        while found := [text for _, text in self.alive()]:
             if time.monotonic() > deadline:
                 return found
             time.sleep(0.1)
         return []
+
+    def alive(self) -> Iterator[tuple[int, str]]:
+        """Pid and command line of each live process of its session, or that has its mark."""
+        mark = f"{MARK}={self.mark}".encode()
+        for pid in (int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()):
+            try:
+                place = Path(f"/proc/{pid}")
+                text = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                ours = os.getsid(pid) == self.pid or mark in (place / "environ").read_bytes()
+            except OSError:
+                continue
+            if text and ours:  # a zombie has no command line
+                yield pid, text
 
     def said(self) -> str:
         """The end of what it wrote to stderr."""
@@ -112,17 +128,3 @@ def _drive(arguments: list[str], folder: str, environment: dict[str, str]) -> No
     from selfkd.cli import main
 
     main()
-
-
-def marked(mark: str) -> Iterator[tuple[int, str]]:
-    """Pid and command line of each live process that has the mark in its environment."""
-    wanted = f"{MARK}={mark}".encode()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                text = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-                yield int(entry.name), text
-        except OSError:
-            continue
