@@ -11,7 +11,7 @@ from typing import Any, get_args
 import yaml
 
 from selfkd.assembly import engine_kind, gpu_share
-from selfkd.cluster import Cluster
+from selfkd.cluster import Cluster, Place
 from selfkd.errors import DataError, UsageError
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec, resolve_judge
@@ -57,7 +57,7 @@ def run_judge_test(
         answering = contextlib.nullcontext()
         if model and spec.engine:
             kind, _ = engine_kind("auto")
-            answering = calls_of_model(model, running, kind, gpus=gpu_share(None))
+            answering = calls_of_model(model, running, kind, place=Place(gpus=gpu_share(None)))
         try:
             with answering as calls:
                 return [v for vs in pool.judge_batches(iter(batches), calls) for v in vs]

@@ -24,7 +24,8 @@ SCHEMA = 1
 
 OPERATIONAL = re.compile(
     r"rounds|judging\..*|cluster\..*"
-    r"|engine\.(max_num_seqs|kv_cache_gib|sync|residency|max_restarts|start_timeout)"
+    r"|engine\.(max_num_seqs|kv_cache_gib|gpu_memory|replicas|tensor_parallel_size|sync|residency"
+    r"|max_restarts|start_timeout)"
 )
 """Keys that may change on resume: they say how a run is carried out, not what it computes. More
 rounds extend a run."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfkd.chat import render_all
-from selfkd.cluster import ActorLost, Cluster, kill
+from selfkd.cluster import ActorLost, Cluster, Place, kill
 from selfkd.config import Resolved
 from selfkd.enginecalls import EngineCalls
 from selfkd.errors import DataError, InfrastructureError, UsageError
@@ -24,7 +24,7 @@ from selfkd.records import Message, Prompt, Sample, Verdict
 from selfkd.round import Round
 from selfkd.rundir import HELDOUT
 from selfkd.samplers import make_sampler
-from selfkd.sampling.pool import SamplerPool
+from selfkd.sampling.replicas import Sampler
 from selfkd.tables import Samples, Scored
 from selfkd.training.base import TrainJob, TrainReport
 
@@ -48,8 +48,9 @@ class Setting:
     """Sampler and trainer take turns in memory."""
     context: int
     """Longest prompt plus completion, tokens."""
-    sampler_gpus: float
-    trainer_gpus: float
+    sampler: Place
+    """What the sampler reserves of the cluster, each of its replicas."""
+    trainer: Place
 
 
 class Run:
@@ -182,7 +183,7 @@ class Run:
         self, method: str, *args: Any, what: str, meanwhile: Callable[[], None] = lambda: None
     ) -> Any:
         if self.setting.swap:
-            self.sampler.close()
+            self.sampler.rest()
         if self._trainer is None:
             self._trainer = self._make_trainer()
 
@@ -316,17 +317,18 @@ class Run:
     def _make_trainer(self) -> Any:
         from selfkd.training.trainer import LocalTrainer
 
-        return self._cluster.start(LocalTrainer, gpus=self.setting.trainer_gpus)
+        return self._cluster.start(LocalTrainer, place=self.setting.trainer)
 
-    def _make_sampler(self) -> SamplerPool:
+    def _make_sampler(self) -> Sampler:
         return make_sampler(
             self._cluster,
             self.config.engine,
             self.setting.engine,
             context=self.setting.context,
             seed=self.config.seed,
-            gpus=self.setting.sampler_gpus,
+            place=self.setting.sampler,
             check=self._check_stop,
+            tell=lambda text: self.emit("message", text=text, level="warning"),
         )
 
 
