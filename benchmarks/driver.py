@@ -132,6 +132,7 @@ def stand_in_run(folder: Path, samples: int, rounds: int) -> Any:
     from selfkd.sampling.actor import EngineOptions
     from selfkd.sampling.pool import SamplerPool
     from selfkd.sampling.sync import Reload
+    from selfkd.trainers import Trainers
 
     class StandInRun(Run):
         def _make_sampler(self) -> SamplerPool:
@@ -147,8 +148,10 @@ def stand_in_run(folder: Path, samples: int, rounds: int) -> Any:
                 check=lambda: None,
             )
 
-        def _make_trainer(self) -> Any:
-            return self._cluster.start(StandInTrainer)
+        def _make_trainers(self) -> Trainers:
+            return Trainers(
+                self._cluster, ANYWHERE, workers=1, check=lambda: None, actor=StandInTrainer
+            )
 
     model = pull("SmolLM2-135M-Instruct", verify=False)
     path = folder / "runs" / "driver"

@@ -25,7 +25,8 @@ string: `prompts: my.jsonl`, `judge: my_judge.py:score`, `cluster: auto`.
 
 On resume only keys may change that say how a run is carried out and not what it computes:
 `rounds`, `judging.*`, `cluster.*`, and of `engine` `max_num_seqs`, `kv_cache_gib`, `gpu_memory`,
-`replicas`, `tensor_parallel_size`, `sync`, `residency`, `max_restarts` and `start_timeout`. For anything else there is `selfkd fork`.
+`replicas`, `tensor_parallel_size`, `sync`, `residency`, `max_restarts` and `start_timeout`. For
+anything else there is `selfkd fork`.
 """
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from selfkd.cluster import ActorLost, Check, Cluster, kill
+from selfkd.cluster import ANYWHERE, ActorLost, Check, Cluster, Place, kill
 from selfkd.enginecalls import EngineCalls
 from selfkd.errors import InfrastructureError, UsageError
 from selfkd.hardware import cores
@@ -38,13 +38,21 @@ class JudgePool:
     """Judge processes of one judge, started when there is something to judge."""
 
     def __init__(
-        self, judge: JudgeSpec, cluster: Cluster, *, workers: int, timeout: float, check: Check
+        self,
+        judge: JudgeSpec,
+        cluster: Cluster,
+        *,
+        workers: int,
+        timeout: float,
+        check: Check,
+        place: Place = ANYWHERE,
     ) -> None:
         """`timeout` is the longest silence for one sample, or one call of a class or TRL judge,
-        in seconds; a call that is too slow is made again sample by sample."""
+        in seconds; a call that is too slow is made again sample by sample. `place` is what each
+        process reserves."""
         self._count = workers
         self._check = check
-        self._workers = [_Worker(judge, cluster, workers, timeout) for _ in range(workers)]
+        self._workers = [_Worker(judge, cluster, workers, timeout, place) for _ in range(workers)]
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()  # the warm one first
         for worker in self._workers:
             self._idle.put(worker)
@@ -117,9 +125,12 @@ class _Lost(Exception):
 class _Worker:
     """One judge process at a time, replaced when it is lost."""
 
-    def __init__(self, judge: JudgeSpec, cluster: Cluster, workers: int, timeout: float) -> None:
+    def __init__(
+        self, judge: JudgeSpec, cluster: Cluster, workers: int, timeout: float, place: Place
+    ) -> None:
         self._judge = judge
         self._cluster = cluster
+        self._place = place
         self._threads = max(1, cores() // workers)
         self._timeout = timeout
         self._actor: Any = None
@@ -231,6 +242,7 @@ class _Worker:
             self._timeout,
             paths,
             structured,
+            place=self._place,
             threads=self._threads,
             concurrency=2 if self._judge.calls else 1,  # one to judge, one to be answered
         )

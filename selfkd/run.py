@@ -1,5 +1,6 @@
 """A run: the loop's view of it, and the processes, policies and records behind its verbs."""
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfkd.chat import render_all
-from selfkd.cluster import ActorLost, Cluster, Place, kill
+from selfkd.cluster import Cluster, Place
 from selfkd.config import Resolved
 from selfkd.enginecalls import EngineCalls
-from selfkd.errors import DataError, InfrastructureError, UsageError
+from selfkd.errors import DataError, UsageError
 from selfkd.gate import paired_test
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
@@ -26,6 +27,7 @@ from selfkd.rundir import HELDOUT
 from selfkd.samplers import make_sampler
 from selfkd.sampling.replicas import Sampler
 from selfkd.tables import Samples, Scored
+from selfkd.trainers import Trainers
 from selfkd.training.base import TrainJob, TrainReport
 
 
@@ -85,9 +87,9 @@ class Run:
         self._heldout_rewards: dict[str, dict[str, float]] = {}
         self._cluster = cluster
         self._check_stop = check_stop
-        self._trainer: Any = None
         self._judges: dict[str, JudgePool] = {}
         self.sampler = self._make_sampler()
+        self._trainers = self._make_trainers()
 
     # -- for loops ------------------------------------------------------------------------------
 
@@ -167,43 +169,30 @@ class Run:
                 workers=settings.workers,
                 timeout=settings.timeout,
                 check=self._check_stop,
+                place=Place(cpus=self.config.cluster.judge_cpus),
             )
         return self._judges[identity].judge_batches(batches, calls)
 
     def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
-        """Run one training in the trainer process; `follow` sees each logged step."""
-        tail = _Tail(Path(job.log_file), follow)
-        return self._in_trainer("train", job, what="the training", meanwhile=tail.read)
+        """Run one training in the trainer's process; `follow` sees each logged step."""
+        with self._training():
+            return self._trainers.train(job, follow)
 
     def _merge(self, adapter: Path, start: Path, out: Path) -> None:
         """As `policies.Merge`; the driver itself never loads a model."""
-        self._in_trainer("merge", *map(str, (adapter, start, out)), what="an adapter's merge")
+        with self._training():
+            self._trainers.merge(adapter, start, out)
 
-    def _in_trainer(
-        self, method: str, *args: Any, what: str, meanwhile: Callable[[], None] = lambda: None
-    ) -> Any:
+    @contextlib.contextmanager
+    def _training(self) -> Iterator[None]:
+        """Memory for the trainer, where it takes turns with the sampler."""
         if self.setting.swap:
             self.sampler.rest()
-        if self._trainer is None:
-            self._trainer = self._make_trainer()
-
-        def check() -> None:
-            meanwhile()
-            self._check_stop()
-
         try:
-            ref = getattr(self._trainer, method).remote(*args)
-            return self._cluster.get(ref, what, timeout=7 * 86_400, check=check)
-        except ActorLost as error:
-            self._trainer = None
-            raise InfrastructureError(
-                f"the trainer's process was killed, likely for lack of memory ({error.message})",
-                where="train",
-                remedy="lower train.micro_batch_size or set train.lora_rank, then resume",
-            ) from error
+            yield
         finally:
             if self.setting.swap:
-                self._end_trainer()
+                self._trainers.close()
 
     def trained(self, policy: str) -> None:
         """A training made `policy`; it is current until a gate says otherwise."""
@@ -276,14 +265,9 @@ class Run:
     def close(self) -> None:
         """End the processes of this run."""
         self.sampler.close()
-        self._end_trainer()
+        self._trainers.close()
         for pool in self._judges.values():
             pool.close()
-
-    def _end_trainer(self) -> None:
-        if self._trainer is not None:
-            kill(self._trainer)
-        self._trainer = None
 
     def _end_round(self, number: int) -> None:
         for handle in self.owed:
@@ -314,10 +298,13 @@ class Run:
                     message=alarm.message,
                 )
 
-    def _make_trainer(self) -> Any:
-        from selfkd.training.trainer import LocalTrainer
-
-        return self._cluster.start(LocalTrainer, place=self.setting.trainer)
+    def _make_trainers(self) -> Trainers:
+        return Trainers(
+            self._cluster,
+            self.setting.trainer,
+            workers=self.config.cluster.trainer_workers,
+            check=self._check_stop,
+        )
 
     def _make_sampler(self) -> Sampler:
         return make_sampler(
@@ -330,23 +317,3 @@ class Run:
             check=self._check_stop,
             tell=lambda text: self.emit("message", text=text, level="warning"),
         )
-
-
-class _Tail:
-    """Follows a JSON-lines file that another process appends to."""
-
-    def __init__(self, path: Path, follow: Callable[[dict[str, Any]], None]) -> None:
-        self._path = path
-        self._follow = follow
-        self._offset = 0
-
-    def read(self) -> None:
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self._offset += len(line)
-                self._follow(json.loads(line))
