@@ -38,6 +38,12 @@ def assemble(
     plan = plan_memory(config, model_path)
     plan.check()
     swap = residency(config, plan) == "swap"
+    if swap and config.engine.overlap:
+        raise UsageError(
+            f"sampler and trainer cannot work at once: they take turns in {plan.total:.1f} GiB",
+            where="engine.overlap",
+            remedy="set engine.residency=both if there is memory enough, or engine.overlap=false",
+        )
     announce(path, resolved, reporter, ledger, kind)
     for text in (said, *notes(resolved, source, plan, swap)):
         if text:

@@ -33,6 +33,9 @@ class EngineConfig(Options):
     residency: Literal["auto", "both", "swap"] = "auto"
     """Sampler and trainer both in memory, or each giving way to the other; auto estimates. On GPU
     an engine that gives way sleeps, elsewhere it ends."""
+    overlap: bool = False
+    """Sample the next round while the trainer works. Its samples then come from the policy before
+    the newest: they are off-policy by one round."""
     max_restarts: int = Field(2, ge=0)
     """Deaths of the sampler in a row before the run gives up."""
     start_timeout: float = Field(300.0, gt=0)

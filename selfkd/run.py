@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
 from selfkd.ledger import Ledger, Step, write_atomically
 from selfkd.metrics import alarms, recorded_rows
+from selfkd.overlap import Asked, Overlap
 from selfkd.policies import Policies, Policy
 from selfkd.progress import Reporter
 from selfkd.prompts import PromptSource
@@ -82,8 +84,14 @@ class Run:
         """The policy trained last, promoted or not."""
         self.owed: list[Samples | Scored] = []
         """Handles that a loop may not have looked into when its round ends."""
-        self._current = "base"
+        self.current = "base"
+        """The policy that the next round begins with."""
+        self.planned = 0
+        """Rounds that the loop goes through, but for the final one."""
         self._round = 0
+        self._overlap = Overlap(self) if self.config.engine.overlap else None
+        self._telling = threading.Lock()
+        """Held while something is told: a round may be sampled while another one trains."""
         self._heldout_rewards: dict[str, dict[str, float]] = {}
         self._cluster = cluster
         self._check_stop = check_stop
@@ -116,17 +124,18 @@ class Run:
     def rounds(self, count: int) -> Iterator[Round]:
         """Measure the base on held-out, then yield rounds 0 to `count - 1`, one trained policy
         each."""
+        self.planned = count
         Round(self, 0, "base").evaluate(self.heldout, self.gold_judge, policy="base")
         for number in range(count):
             self._round = number
-            yield Round(self, number, self._current)
+            yield Round(self, number, self.current)
             self._end_round(number)
             self._check_stop()
         self._round = count
 
     def final_round(self) -> Round:
         """The round after the last training: its samples end the curve, and nothing is trained."""
-        return Round(self, self._round, self._current)
+        return Round(self, self._round, self.current)
 
     def heldout_mean(self, policy: str) -> float | None:
         """Mean held-out reward of a policy, or None where it was not measured."""
@@ -194,9 +203,19 @@ class Run:
             if self.setting.swap:
                 self._trainers.close()
 
+    def begun(self, round: Round, asked: Asked) -> Samples | None:
+        """What was sampled for a round before it was asked for, if runs overlap."""
+        return self._overlap.taken(round, asked) if self._overlap else None
+
+    def overlapping(self, round: Round, *, trains: bool) -> contextlib.AbstractContextManager[None]:
+        """What goes on beside the training of a round."""
+        if self._overlap is None:
+            return contextlib.nullcontext()
+        return self._overlap.during(round, trains=trains)
+
     def trained(self, policy: str) -> None:
         """A training made `policy`; it is current until a gate says otherwise."""
-        self.newest = self._current = policy
+        self.newest = self.current = policy
 
     def gate(self, round: Round, policy: str, rewards: dict[str, float]) -> None:
         """Promote a measured policy, or go back to the best one if it is worse (paired test)."""
@@ -221,7 +240,7 @@ class Run:
             step.finish(facts)
             self.emit("gate", round=round.number, **facts)
         if fell:
-            self._current = self.best
+            self.current = self.best
             if self.config.gate.on_fail == "stop":
                 raise EndOfRun(
                     f"{policy} fell below {self.best} on held-out "
@@ -232,21 +251,23 @@ class Run:
 
     def emit(self, name: str, /, **fields: Any) -> None:
         """Record an event and show it."""
-        self.ledger.event(name, **fields)
-        self.reporter.event(name, **fields)
+        with self._telling:
+            self.ledger.event(name, **fields)
+            self.reporter.event(name, **fields)
 
     def progress(self, round: int, step: Step, done: int, total: int, **fields: Any) -> None:
         """Show progress of a step, and give way to a requested stop."""
-        self.reporter.event(
-            "step_progress",
-            round=round,
-            step=step.path.name,
-            verb=step.verb,
-            label=step.label,
-            done=done,
-            total=total,
-            **fields,
-        )
+        with self._telling:
+            self.reporter.event(
+                "step_progress",
+                round=round,
+                step=step.path.name,
+                verb=step.verb,
+                label=step.label,
+                done=done,
+                total=total,
+                **fields,
+            )
         self._check_stop()
 
     @property
