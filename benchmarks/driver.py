@@ -122,7 +122,7 @@ class StandInTrainer:
 def stand_in_run(folder: Path, samples: int, rounds: int) -> Any:
     """The parts of a run in `folder`, assembled as a run's are, but for the stand-ins."""
     from selfkd.chat import load_tokenizer
-    from selfkd.cluster import Cluster
+    from selfkd.cluster import ANYWHERE, Cluster
     from selfkd.config import resolve
     from selfkd.launch import new_run, resume_run
     from selfkd.ledger import Ledger
@@ -131,6 +131,8 @@ def stand_in_run(folder: Path, samples: int, rounds: int) -> Any:
     from selfkd.run import Setting
     from selfkd.sampling.actor import EngineOptions
     from selfkd.sampling.pool import SamplerPool
+    from selfkd.sampling.sync import Reload
+    from selfkd.trainers import Trainers
 
     class StandInRun(Run):
         def _make_sampler(self) -> SamplerPool:
@@ -138,16 +140,18 @@ def stand_in_run(folder: Path, samples: int, rounds: int) -> Any:
                 self._cluster,
                 EngineOptions("driver:StandInEngine", {"dtype": "float32"}),
                 seed=0,
-                gpus=0,
-                sync="reload",
+                place=ANYWHERE,
+                sync=Reload(),
                 max_restarts=0,
                 start_timeout=60,
                 silence_timeout=60,
                 check=lambda: None,
             )
 
-        def _make_trainer(self) -> Any:
-            return self._cluster.start(StandInTrainer)
+        def _make_trainers(self) -> Trainers:
+            return Trainers(
+                self._cluster, ANYWHERE, workers=1, check=lambda: None, actor=StandInTrainer
+            )
 
     model = pull("SmolLM2-135M-Instruct", verify=False)
     path = folder / "runs" / "driver"
@@ -166,7 +170,7 @@ def stand_in_run(folder: Path, samples: int, rounds: int) -> Any:
         resolved = resolve(config)
         path = new_run(resolved, folder / "runs", "driver")
     source = open_prompts(resolved.config.prompts, seed=0, base=folder)
-    setting = Setting(model, load_tokenizer(model), "transformers", False, 1024, 0, 0)
+    setting = Setting(model, load_tokenizer(model), "transformers", False, 1024, ANYWHERE, ANYWHERE)
     cluster = Cluster("local", timeout=60)
     return (
         cluster,

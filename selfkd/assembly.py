@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfkd.chat import load_tokenizer
-from selfkd.cluster import Cluster
+from selfkd.cluster import ANYWHERE, Cluster, Place
 from selfkd.config import Config, Resolved
 from selfkd.errors import UsageError
 from selfkd.hardware import compute_dtype, has_gpu, installed
@@ -39,6 +39,12 @@ def assemble(
     plan.check()
     check_judges(resolved)
     swap = residency(config, plan) == "swap"
+    if swap and config.engine.overlap:
+        raise UsageError(
+            f"sampler and trainer cannot work at once: they take turns in {plan.total:.1f} GiB",
+            where="engine.overlap",
+            remedy="set engine.residency=both if there is memory enough, or engine.overlap=false",
+        )
     announce(path, resolved, reporter, ledger, kind)
     for text in (said, *notes(resolved, source, plan, swap)):
         if text:
@@ -49,8 +55,8 @@ def assemble(
         engine=kind,
         swap=swap,
         context=min(config.engine.max_model_len, context_length(model_path)),
-        sampler_gpus=gpu_share(config.cluster.sampler_gpus),
-        trainer_gpus=gpu_share(config.cluster.trainer_gpus),
+        sampler=sampler_place(config),
+        trainer=Place(gpu_share(config.cluster.trainer_gpus), config.cluster.trainer_cpus),
     )
     with Cluster(config.cluster.address, timeout=config.cluster.timeout) as cluster:
         run = Run(resolved, ledger, cluster, setting, source, reporter, check_stop)
@@ -74,7 +80,7 @@ def assemble_record(
     `judging` no process is started."""
     config = resolved.config
     announce(path, resolved, reporter, ledger, "none")
-    setting = Setting(Path(config.model), None, "transformers", False, 0, 0, 0)
+    setting = Setting(Path(config.model), None, "transformers", False, 0, ANYWHERE, ANYWHERE)
     prompts: Any = None
     cluster = Cluster(config.cluster.address, timeout=config.cluster.timeout)
     with cluster if judging else contextlib.nullcontext():
@@ -144,6 +150,15 @@ def gpu_share(asked: float | None) -> float:
     if asked is not None:
         return asked
     return 0.5 if has_gpu() else 0
+
+
+def sampler_place(config: Config) -> Place:
+    """What each sampler reserves. Several need something to be spread by: a CPU each, if no GPU."""
+    parallel = config.engine.tensor_parallel_size
+    asked = config.cluster.sampler_gpus
+    gpus = float(parallel) if asked is None and parallel > 1 else gpu_share(asked)
+    cpus = config.cluster.sampler_cpus
+    return Place(gpus, cpus or float(config.engine.replicas > 1 and not gpus))
 
 
 def announce(

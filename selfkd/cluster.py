@@ -8,10 +8,26 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-from selfkd.errors import InfrastructureError
+from selfkd.errors import InfrastructureError, UsageError
 from selfkd.hardware import cores
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a process reserves of the cluster, and where."""
+
+    gpus: float = 0
+    cpus: float = 0
+    """None by default: sampler and trainer take turns, and each gets every core."""
+    group: Any = None
+    """A Ray placement group, one of whose bundles the process goes to."""
+    bundle: int = 0
+
+
+ANYWHERE = Place()
 
 Check = Callable[[], None]
 """Called while waiting; raises to give up (a stop was asked for)."""
@@ -60,6 +76,7 @@ class Cluster:
             options |= {"address": "local", "num_cpus": cores(), "include_dashboard": False}
             options["object_store_memory"] = 256 * 2**20
         else:
+            _refuse_client(self.address)
             options["address"] = self.address
             _check_reachable(self.address)
         _hush()
@@ -97,29 +114,52 @@ class Cluster:
         self,
         cls: type,
         *args: Any,
-        gpus: float = 0,
+        place: Place = ANYWHERE,
         threads: int | None = None,
         concurrency: int = 1,
     ) -> Any:
         """Start an actor of a plain class and return its handle; its constructor runs meanwhile.
 
-        Sampler and trainer take turns, so they reserve no logical CPU and each gets every core.
         `concurrency`: how many of its methods may run at once, each in a thread of its own.
         """
         import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         environment = {
             "OMP_NUM_THREADS": str(threads or cores()),
             "TOKENIZERS_PARALLELISM": "false",
         }
         remote = ray.remote(cls).options(
-            num_cpus=0,
-            num_gpus=gpus,
+            num_cpus=place.cpus,
+            num_gpus=place.gpus,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(place.group, place.bundle)
+            if place.group
+            else "DEFAULT",
             max_restarts=0,
             max_concurrency=concurrency,  # where it is 1, methods run in the main thread
             runtime_env={"env_vars": environment},
         )
         return remote.remote(*args)
+
+    def reserve(self, place: Place, count: int, what: str) -> list[Place]:
+        """Reserve `place` that many times, all or none, on as many nodes as possible.
+
+        InfrastructureError where they do not fit into the cluster within its time-out.
+        """
+        import ray
+        from ray.util import placement_group, remove_placement_group
+
+        bundle = {name: n for name, n in (("CPU", place.cpus), ("GPU", place.gpus)) if n}
+        group = placement_group([bundle] * count, strategy="SPREAD")
+        if not group.wait(self.timeout):
+            remove_placement_group(group)
+            wanted = " and ".join(f"{n:g} {name}" for name, n in bundle.items())
+            raise InfrastructureError(
+                f"waited {self.timeout:.0f} s to place {count} {what} of {wanted} each",
+                where="cluster",
+                remedy=f"the cluster has {resources()} on {len(ray.nodes())} nodes; ask for less",
+            )
+        return [replace(place, group=group, bundle=i) for i in range(count)]
 
     def get(self, ref: Any, what: str, *, timeout: float, check: Check = lambda: None) -> Any:
         """The value of `ref`, or an error that says what was waited for and what there is."""
@@ -221,6 +261,16 @@ def _own_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, former)
+
+
+def _refuse_client(address: str) -> None:
+    """Ray's client cannot stream results out of an actor, nor see the files of this machine."""
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"cannot drive a run through Ray's client ({address})",
+            where="cluster.address",
+            remedy="run selfkd on a node of the cluster with cluster=auto, as by `ray job submit`",
+        )
 
 
 def _check_reachable(address: str, seconds: float = 10) -> None:

@@ -21,6 +21,7 @@ from selfkd.errors import UsageError
 from selfkd.judging import JudgeSpec, absolute_judge, resolve_judge
 from selfkd.options import Options
 from selfkd.plugins import LoopPlugin, absolute_spec, find_loop
+from selfkd.processes import ClusterConfig, EngineConfig
 from selfkd.prompts import PromptOptions
 from selfkd.retention import KeepOptions
 from selfkd.sampling.base import Sampling
@@ -48,29 +49,6 @@ class LoopOptions(Options):
         return prompts * getattr(self, "samples_per_prompt", 1)
 
 
-class EngineConfig(Options):
-    """The process that samples."""
-
-    kind: Literal["auto", "vllm", "transformers"] = "auto"
-    """auto takes vLLM where it is installed, else transformers (slower)."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto takes bfloat16 where the hardware multiplies it fast."""
-    max_model_len: int = Field(1024, ge=16)
-    """Longest prompt plus completion, in tokens."""
-    max_num_seqs: int = Field(256, ge=1)
-    """Sequences decoded at once."""
-    kv_cache_gib: float = Field(1.0, gt=0)
-    """Memory for attention keys and values on CPU, GiB."""
-    sync: Literal["reload", "restart"] = "reload"
-    """How new weights reach the engine: in place (then checked), or by a new process."""
-    residency: Literal["auto", "both", "swap"] = "auto"
-    """Sampler and trainer both in memory, or each giving way to the other; auto estimates."""
-    max_restarts: int = Field(2, ge=0)
-    """Deaths of the sampler in a row before the run gives up."""
-    start_timeout: float = Field(300.0, gt=0)
-    """Longest start of the engine, seconds."""
-
-
 class JudgingConfig(Options):
     """The processes that judge."""
 
@@ -85,19 +63,6 @@ class JudgingConfig(Options):
     anchors: int = Field(0, ge=0)
     """Samples of the first round that the judge is shown again in each later one, to tell whether
     it drifts, as a judge that is the policy itself will; 0: none."""
-
-
-class ClusterConfig(Options):
-    """The Ray cluster and what each process asks of it."""
-
-    address: str = "local"
-    """local starts one on this machine; auto or ray://host:port joins one."""
-    sampler_gpus: float | None = Field(None, ge=0)
-    """GPUs of the sampler; default 1 where there is one."""
-    trainer_gpus: float | None = Field(None, ge=0)
-    """GPUs of the trainer; default 1 where there is a second one, else it shares the sampler's."""
-    timeout: float = Field(120.0, gt=0)
-    """Longest wait for the cluster to place a process, seconds."""
 
 
 class GateConfig(Options):

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from selfkd.cluster import ActorLost, Check, Cluster, ClusterLost, kill
+from selfkd.cluster import ANYWHERE, ActorLost, Check, Cluster, ClusterLost, Place, kill
 from selfkd.enginecalls import EngineCalls
 from selfkd.errors import InfrastructureError, UsageError
 from selfkd.hardware import cores
@@ -47,13 +47,16 @@ class JudgePool:
         timeout: float,
         check: Check,
         folder: Path | None = None,
+        place: Place = ANYWHERE,
     ) -> None:
         """`timeout` is the longest silence for one sample, or one call of a class or TRL judge,
         in seconds; a call that is too slow is made again sample by sample. `folder` keeps what
-        servers answer, so that it is not paid for again."""
+        servers answer, so that it is not paid for again. `place` is what each process reserves."""
         self._count = workers
         self._check = check
-        self._workers = [_Worker(judge, cluster, workers, timeout, folder) for _ in range(workers)]
+        self._workers = [
+            _Worker(judge, cluster, workers, timeout, folder, place) for _ in range(workers)
+        ]
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()  # the warm one first
         for worker in self._workers:
             self._idle.put(worker)
@@ -141,11 +144,18 @@ class _Worker:
     """One judge process at a time, replaced when it is lost."""
 
     def __init__(
-        self, judge: JudgeSpec, cluster: Cluster, workers: int, timeout: float, folder: Path | None
+        self,
+        judge: JudgeSpec,
+        cluster: Cluster,
+        workers: int,
+        timeout: float,
+        folder: Path | None,
+        place: Place,
     ) -> None:
         self._judge = judge
         self._folder = str(folder) if folder else None
         self._cluster = cluster
+        self._place = place
         self._threads = max(1, cores() // workers)
         self._timeout = timeout
         self._actor: Any = None
@@ -266,6 +276,7 @@ class _Worker:
             paths,
             structured,
             self._folder,
+            place=self._place,
             threads=self._threads,
             concurrency=2 if self._judge.calls else 1,  # one to judge, one to be answered
         )

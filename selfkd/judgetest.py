@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from selfkd.assembly import engine_kind, gpu_share
-from selfkd.cluster import Cluster
+from selfkd.cluster import Cluster, Place
 from selfkd.controls import ControlOptions, blind, plant
 from selfkd.errors import UsageError
 from selfkd.judgepool import JudgePool
@@ -109,7 +109,7 @@ def _judge(spec: JudgeSpec, cluster: Cluster, timeout: float, model: str | None)
     answering = contextlib.nullcontext()
     if model and spec.engine:
         kind, _ = engine_kind("auto")
-        answering = calls_of_model(model, cluster, kind, gpus=gpu_share(None))
+        answering = calls_of_model(model, cluster, kind, place=Place(gpus=gpu_share(None)))
     try:
         with answering as calls:
             yield lambda samples: [

@@ -36,8 +36,10 @@ SCHEMA = 1
 """Version of the run directory's layout."""
 
 OPERATIONAL = re.compile(
-    r"rounds|report_to|judging\.(?!anchors).*|cluster\..*|controls\.action|alarms\..*|keep_policies\..*"
-    r"|engine\.(max_num_seqs|kv_cache_gib|sync|residency|max_restarts|start_timeout)"
+    r"rounds|report_to|judging\.(?!anchors).*|cluster\..*|controls\.action|alarms\..*"
+    r"|keep_policies\..*"
+    r"|engine\.(max_num_seqs|kv_cache_gib|gpu_memory|replicas|tensor_parallel_size|sync|residency"
+    r"|max_restarts|start_timeout)"
 )
 """Keys that may change on resume: they say how a run is carried out, not what it computes. More
 rounds extend a run."""

@@ -9,6 +9,7 @@ import pyarrow as pa
 from selfkd.judging import OWN, JudgeSpec
 from selfkd.ledger import Step
 from selfkd.objectives import Guide, Objective, Which
+from selfkd.overlap import Asked
 from selfkd.pairs import DEMONSTRATION, PairRule
 from selfkd.policies import Policy
 from selfkd.prompts import PromptSource
@@ -46,15 +47,21 @@ if TYPE_CHECKING:
 class Round:
     """What policy `round-N` does: it samples, is judged, and its kept samples train the next."""
 
-    def __init__(self, run: "Run", number: int, policy: str) -> None:
+    def __init__(self, run: "Run", number: int, policy: str, *, behind: int = 0) -> None:
+        """`behind` says that `policy` is not the newest, by so many rounds."""
         self.run = run
         self.number = number
         self.policy = policy
+        self._behind = behind
         self.rng = np.random.default_rng([run.config.seed, number])
         self._reached = policy
         """The policy as the trainings of the round have left it."""
         self._controlled = False
         self._anchored = False
+
+    def ahead(self) -> "Round":
+        """The round after this one as it is before this one's training: one policy behind."""
+        return Round(self.run, self.number + 1, self.run.current, behind=1)
 
     # -- generate -------------------------------------------------------------------------------
 
@@ -73,17 +80,22 @@ class Round:
         `sampling` defaults to the config's, `policy` to the round's own. Prompts too long for the
         engine are dropped and counted, never sent.
         """
+        whole = isinstance(prompts, PromptSource) and not (self._behind or policy or label)
+        if whole and (begun := self.run.begun(self, Asked(n, sampling, view.name, view))):
+            return begun
         version = self.run.policies.get(policy or self.policy)
         sampling = sampling or self.run.config.sampling
-        prompts, tokens, asked = self._prompts(prompts, view, sampling, label)
+        prompts, tokens, recorded = self._prompts(prompts, view, sampling, label)
         args = {
-            "prompts": asked.fingerprint,
+            "prompts": recorded.fingerprint,
             "n": n,
             "sampling": sampling.model_dump(),
             "policy": version.fingerprint,
             "policy_name": version.name,
             "view": view.name,
         }
+        if self._behind:
+            args["behind"] = self._behind
         step = self._step("generate", label, args, len(prompts) * n)
         samples = Samples(
             step,
@@ -356,8 +368,9 @@ class Round:
         if segment:
             args |= {"first": segment.first, "total": segment.total, "from": plan.here.fingerprint}
         step = self._step("train", segment.label if segment else "", args, 0)
-        if not step.finished:
-            train_policy(self, step, objective, plan)
+        with self.run.overlapping(self, trains=not step.finished):
+            if not step.finished:
+                train_policy(self, step, objective, plan)
         self._reached = step.summary["policy"]
         if segment and not segment.last:
             self.run.policies.passing(self._reached, step.fingerprint)

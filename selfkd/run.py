@@ -1,6 +1,8 @@
 """A run: the loop's view of it, and the processes, policies and records behind its verbs."""
 
+import contextlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,11 +11,11 @@ from typing import Any, Literal, get_args
 
 from selfkd.alarms import Alarm
 from selfkd.chat import render_all, same_tokenizer
-from selfkd.cluster import ActorLost, Cluster, kill
+from selfkd.cluster import Cluster, Place
 from selfkd.config import Resolved
 from selfkd.distillation import TeacherName
 from selfkd.enginecalls import EngineCalls
-from selfkd.errors import DataError, InfrastructureError, UsageError
+from selfkd.errors import DataError, UsageError
 from selfkd.gate import paired_test
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
@@ -21,6 +23,7 @@ from selfkd.ledger import MARKER, Ledger, Step, write_atomically
 from selfkd.metrics import recorded_rows, run_alarms
 from selfkd.modelcard import write_cards
 from selfkd.models import check_model_dir, resolve_model
+from selfkd.overlap import Asked, Overlap
 from selfkd.policies import Policies, Policy
 from selfkd.progress import Reporter
 from selfkd.prompts import PromptSource
@@ -29,8 +32,9 @@ from selfkd.retention import prune
 from selfkd.round import Round
 from selfkd.rundir import HELDOUT
 from selfkd.samplers import make_sampler
-from selfkd.sampling.pool import SamplerPool
+from selfkd.sampling.replicas import Sampler
 from selfkd.tables import Anchors, Samples, Scored
+from selfkd.trainers import Trainers
 from selfkd.training.base import TrainJob, TrainReport
 from selfkd.verdictcache import VerdictCache
 
@@ -54,8 +58,9 @@ class Setting:
     """Sampler and trainer take turns in memory."""
     context: int
     """Longest prompt plus completion, tokens."""
-    sampler_gpus: float
-    trainer_gpus: float
+    sampler: Place
+    """What the sampler reserves of the cluster, each of its replicas."""
+    trainer: Place
 
 
 class Run:
@@ -87,14 +92,20 @@ class Run:
         """Handles that a loop may not have looked into when its round ends."""
         self.anchors: Anchors | None = None
         """Samples of the first round that the judge is shown again in later ones."""
-        self._current = "base"
+        self.current = "base"
+        """The policy that the next round begins with."""
+        self.planned = 0
+        """Rounds that the loop goes through, but for the final one."""
         self._round = 0
+        self._overlap = Overlap(self) if self.config.engine.overlap else None
+        self._telling = threading.Lock()
+        """Held while something is told: a round may be sampled while another one trains."""
         self._heldout_rewards: dict[str, dict[str, float]] = {}
         self._cluster = cluster
         self._check_stop = check_stop
-        self._trainer: Any = None
         self._judges: dict[str, JudgePool] = {}
         self.sampler = self._make_sampler()
+        self._trainers = self._make_trainers()
 
     # -- for loops ------------------------------------------------------------------------------
 
@@ -121,10 +132,11 @@ class Run:
     def rounds(self, count: int) -> Iterator[Round]:
         """Measure the base on held-out, then yield rounds 0 to `count - 1`, one trained policy
         each."""
+        self.planned = count
         Round(self, 0, "base").evaluate(self.heldout, self.gold_judge, policy="base")
         for number in range(count):
             self._round = number
-            yield Round(self, number, self._current)
+            yield Round(self, number, self.current)
             self._heed(number, self._end_round(number))
             self._check_stop()
         self._round = count
@@ -150,7 +162,7 @@ class Run:
 
     def final_round(self) -> Round:
         """The round after the last training: its samples end the curve, and nothing is trained."""
-        return Round(self, self._round, self._current)
+        return Round(self, self._round, self.current)
 
     def heldout_mean(self, policy: str) -> float | None:
         """Mean held-out reward of a policy, or None where it was not measured."""
@@ -199,6 +211,7 @@ class Run:
                 timeout=settings.timeout,
                 check=self._check_stop,
                 folder=self.ledger.path / "judging",
+                place=Place(cpus=self.config.cluster.judge_cpus),
             )
         yield from self._judges[identity].judge_batches(batches, calls, cache)
         if cache:
@@ -213,43 +226,39 @@ class Run:
             self.emit("message", text=cache.complaint, level="warning")
 
     def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
-        """Run one training in the trainer process; `follow` sees each logged step."""
-        tail = _Tail(Path(job.log_file), follow)
-        return self._in_trainer("train", job, what="the training", meanwhile=tail.read)
+        """Run one training in the trainer's process; `follow` sees each logged step."""
+        with self._training():
+            return self._trainers.train(job, follow)
 
     def _merge(self, adapter: Path, start: Path, out: Path) -> None:
         """As `policies.Merge`; the driver itself never loads a model."""
-        self._in_trainer("merge", *map(str, (adapter, start, out)), what="an adapter's merge")
+        with self._training():
+            self._trainers.merge(adapter, start, out)
 
-    def _in_trainer(
-        self, method: str, *args: Any, what: str, meanwhile: Callable[[], None] = lambda: None
-    ) -> Any:
+    @contextlib.contextmanager
+    def _training(self) -> Iterator[None]:
+        """Memory for the trainer, where it takes turns with the sampler."""
         if self.setting.swap:
-            self.sampler.close()
-        if self._trainer is None:
-            self._trainer = self._make_trainer()
-
-        def check() -> None:
-            meanwhile()
-            self._check_stop()
-
+            self.sampler.rest()
         try:
-            ref = getattr(self._trainer, method).remote(*args)
-            return self._cluster.get(ref, what, timeout=7 * 86_400, check=check)
-        except ActorLost as error:
-            self._trainer = None
-            raise InfrastructureError(
-                f"the trainer's process was killed, likely for lack of memory ({error.message})",
-                where="train",
-                remedy="lower train.micro_batch_size or set train.lora_rank, then resume",
-            ) from error
+            yield
         finally:
             if self.setting.swap:
-                self._end_trainer()
+                self._trainers.close()
+
+    def begun(self, round: Round, asked: Asked) -> Samples | None:
+        """What was sampled for a round before it was asked for, if runs overlap."""
+        return self._overlap.taken(round, asked) if self._overlap else None
+
+    def overlapping(self, round: Round, *, trains: bool) -> contextlib.AbstractContextManager[None]:
+        """What goes on beside the training of a round."""
+        if self._overlap is None:
+            return contextlib.nullcontext()
+        return self._overlap.during(round, trains=trains)
 
     def trained(self, policy: str) -> None:
         """A training made `policy`; it is current until a gate says otherwise."""
-        self.newest = self._current = policy
+        self.newest = self.current = policy
 
     def gate(self, round: Round, policy: str, rewards: dict[str, float]) -> None:
         """Promote a measured policy, or go back to the best one if it is worse (paired test)."""
@@ -274,7 +283,7 @@ class Run:
             step.finish(facts)
             self.emit("gate", round=round.number, **facts)
         if fell:
-            self._current = self.best
+            self.current = self.best
             if self.config.gate.on_fail == "stop":
                 raise EndOfRun(
                     f"{policy} fell below {self.best} on held-out "
@@ -285,21 +294,23 @@ class Run:
 
     def emit(self, name: str, /, **fields: Any) -> None:
         """Record an event and show it."""
-        self.ledger.event(name, **fields)
-        self.reporter.event(name, **fields)
+        with self._telling:
+            self.ledger.event(name, **fields)
+            self.reporter.event(name, **fields)
 
     def progress(self, round: int, step: Step, done: int, total: int, **fields: Any) -> None:
         """Show progress of a step, and give way to a requested stop."""
-        self.reporter.event(
-            "step_progress",
-            round=round,
-            step=step.path.name,
-            verb=step.verb,
-            label=step.label,
-            done=done,
-            total=total,
-            **fields,
-        )
+        with self._telling:
+            self.reporter.event(
+                "step_progress",
+                round=round,
+                step=step.path.name,
+                verb=step.verb,
+                label=step.label,
+                done=done,
+                total=total,
+                **fields,
+            )
         self._check_stop()
 
     @property
@@ -318,14 +329,9 @@ class Run:
     def close(self) -> None:
         """End the processes of this run."""
         self.sampler.close()
-        self._end_trainer()
+        self._trainers.close()
         for pool in self._judges.values():
             pool.close()
-
-    def _end_trainer(self) -> None:
-        if self._trainer is not None:
-            kill(self._trainer)
-        self._trainer = None
 
     def _end_round(self, number: int) -> dict[str, Any]:
         """Record that a round is complete; the alarms that began in it, and what they led to."""
@@ -368,47 +374,31 @@ class Run:
         final = config.stop if best else [*config.stop, *config.rollback]
         if found := [name for name in ended.get("alarms", []) if name in final]:
             raise EndOfRun(f"round {number} raised the alarm {', '.join(found)}")
-        self._current = best or self._current
+        self.current = best or self.current
 
-    def _make_trainer(self) -> Any:
-        from selfkd.training.trainer import LocalTrainer
-
-        return self._cluster.start(LocalTrainer, gpus=self.setting.trainer_gpus)
+    def _make_trainers(self) -> Trainers:
+        return Trainers(
+            self._cluster,
+            self.setting.trainer,
+            workers=self.config.cluster.trainer_workers,
+            check=self._check_stop,
+        )
 
     def _prune(self) -> None:
         """Let go of weights that the config does not keep and nothing here needs."""
-        needed = {self.best, self.newest, self._current}
+        needed = {self.best, self.newest, self.current}
         for name in prune(self.ledger, self.config.keep_policies, needed):
             self.policies.forget(name)
             self.reporter.event("policy_pruned", policy=name)
 
-    def _make_sampler(self) -> SamplerPool:
+    def _make_sampler(self) -> Sampler:
         return make_sampler(
             self._cluster,
             self.config.engine,
             self.setting.engine,
             context=self.setting.context,
             seed=self.config.seed,
-            gpus=self.setting.sampler_gpus,
+            place=self.setting.sampler,
             check=self._check_stop,
+            tell=lambda text: self.emit("message", text=text, level="warning"),
         )
-
-
-class _Tail:
-    """Follows a JSON-lines file that another process appends to."""
-
-    def __init__(self, path: Path, follow: Callable[[dict[str, Any]], None]) -> None:
-        self._path = path
-        self._follow = follow
-        self._offset = 0
-
-    def read(self) -> None:
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self._offset += len(line)
-                self._follow(json.loads(line))

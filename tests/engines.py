@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from selfkd.cluster import Cluster
+from selfkd.cluster import ANYWHERE, Cluster
 from selfkd.sampling.actor import EngineOptions, Shard
 from selfkd.sampling.base import Completion, Sampling
 from selfkd.sampling.pool import SamplerPool
+from selfkd.sampling.sync import Reload
 
 Weights = dict[str, torch.Tensor]
 
@@ -46,8 +47,8 @@ def make_pool(cluster: Cluster, kind: str, **options: object) -> SamplerPool:
         cluster,
         EngineOptions(kind, options),
         seed=0,
-        gpus=0,
-        sync="reload",
+        place=ANYWHERE,
+        sync=Reload(),
         max_restarts=2,
         start_timeout=120,
         silence_timeout=120,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfkd.cluster import ANYWHERE
 from selfkd.config import Resolved, resolve
 from selfkd.enginecalls import EngineCalls
 from selfkd.judgecalls import Call, Choices
@@ -160,7 +161,7 @@ def resumed(run: ScriptedRun, answer: Answer) -> ScriptedRun:
 
 def _open(resolved: Resolved, path: Path, model: Path, folder: Path, answer: Answer) -> ScriptedRun:
     opened = open_prompts(resolved.config.prompts, seed=resolved.config.seed, base=folder)
-    setting = Setting(model, TOKENIZER, "transformers", False, 96, 0, 0)
+    setting = Setting(model, TOKENIZER, "transformers", False, 96, ANYWHERE, ANYWHERE)
     ledger = Ledger(path)
     cluster: Any = None
     return ScriptedRun(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from selfkd.again import judge_again, refilter_run, rejudge_run
+from selfkd.cluster import ANYWHERE
 from selfkd.config import resolve
 from selfkd.errors import DataError, UsageError
 from selfkd.judging import JudgeSpec
@@ -52,7 +53,7 @@ def opened(path: Path, answers: Any = never, offered: Path | None = None) -> Scr
     """The run in `path` as its command would open it, but for its processes."""
     resolved, folder = resume_run(path), path.parents[1]
     source = open_prompts(resolved.config.prompts, seed=resolved.config.seed, base=folder)
-    setting = Setting(folder / "model", TOKENIZER, "transformers", False, 96, 0, 0)
+    setting = Setting(folder / "model", TOKENIZER, "transformers", False, 96, ANYWHERE, ANYWHERE)
     ledger, cluster = Ledger(path, offered=offered), None
     parts: Any = (ledger, cluster, setting, source, Silent(), lambda: None)
     return ScriptedRun(resolved, *parts, answer=answers)

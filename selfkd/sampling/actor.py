@@ -1,5 +1,6 @@
 """The sampler process: one engine, asked by several threads at once (see `desk`)."""
 
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,17 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from selfkd.provenance import versions
 from selfkd.records import texts
 from selfkd.sampling.base import Answer, Completion, Engine, Request, Sampling, Work
 from selfkd.sampling.desk import Desk
+from selfkd.sampling.sync import Canary
+from selfkd.sampling.transfer import Receiver
 
 ShardRequests = tuple[int, tuple[Request, ...]]
 
 Served = tuple[int, str, Answer]
 """Number of a piece of work, id of one of its requests, and the answer to it."""
-
-Canary = Sequence[tuple[Sequence[int], Sequence[float]]]
-"""(tokens, log-probabilities) of fixed sequences, as the trainer computed them."""
 
 ENGINES = {
     "vllm": "selfkd.sampling.vllm:VLLMEngine",
@@ -95,7 +96,7 @@ class Agreement:
     """Between the engine with and without its cached prefixes, likewise."""
 
 
-class SamplerActor:
+class SamplerActor(Receiver):
     """Lives as long as the run. Every request names the policy it is meant for.
 
     Its methods may be called from several threads at once.
@@ -116,14 +117,30 @@ class SamplerActor:
 
         def load(engine: Engine) -> None:
             if engine.policy != policy:
-                engine.logprobs(self._sequences(canary))
+                self._score(engine, canary)
                 engine.load(policy, path)
 
         self._desk.alone(load)
 
+    def expect(self, canary: Canary) -> None:
+        """Score a canary before weights are sent, as `load` does."""
+        self._desk.alone(lambda engine: self._score(engine, canary))
+
+    def _score(self, engine: Engine, canary: Canary) -> None:
+        if engine.policy:  # else it sleeps, and has no caches
+            engine.logprobs(self._sequences(canary))
+
     def policy(self) -> str:
         """The policy whose weights are held."""
         return self._engine.policy
+
+    def versions(self) -> tuple[str, dict[str, str]]:
+        """The name of this node, and the versions of what is installed on it."""
+        return socket.gethostname(), versions()
+
+    def sleep(self) -> bool:
+        """Give the engine's memory back until it is loaded again; False where it cannot."""
+        return self._desk.alone(lambda engine: engine.sleep())
 
     def structured(self) -> bool:
         """Whether the engine holds completions to a schema."""

@@ -152,6 +152,10 @@ class TransformersEngine:
         self._model.generation_config = GenerationConfig()
         self.policy = policy
 
+    def sleep(self) -> bool:
+        """Not possible: freed memory would stay with the process."""
+        return False
+
     @torch.no_grad()
     def _weigh(self, request: Weighing) -> list[float]:
         """Log-probabilities of the continuations; those that share a row cost one forward."""

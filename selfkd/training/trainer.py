@@ -4,6 +4,8 @@ import ctypes
 import gc
 import itertools
 import json
+import os
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,15 +29,35 @@ CANARY_TOKENS = 200
 
 
 class LocalTrainer:
-    """Trains in its own process; see `Trainer` in `training/base.py`.
+    """Trains in its own process, alone or as one of several; see `Trainer` in `training/base.py`.
 
     Weights are trained in float32. Where products are computed in bfloat16, or the start was stored
     in it, the policy is stored in bfloat16 too, rounded stochastically (`rounding.py`), so that
     sampler and next training hold the same weights.
     """
 
-    def __init__(self) -> None:
-        torch.set_num_threads(cores())
+    def __init__(self, threads: int | None = None) -> None:
+        torch.set_num_threads(threads or cores())
+
+    def meeting_point(self) -> tuple[str, int]:
+        """An address of this machine, and a port that is free, where workers can meet."""
+        from ray.util import get_node_ip_address
+
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return get_node_ip_address(), free.getsockname()[1]
+
+    def join(self, rank: int, workers: int, host: str, port: int) -> None:
+        """Be one of several workers from now on (DDP: NCCL on GPU, gloo on CPU)."""
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": "0",  # Ray shows each process its own card only
+            "WORLD_SIZE": str(workers),
+            "MASTER_ADDR": host,
+            "MASTER_PORT": str(port),
+        }
+        if not torch.cuda.is_available():
+            os.environ["ACCELERATE_USE_CPU"] = "true"
 
     def train(self, job: TrainJob) -> TrainReport:
         """Train on the job's examples and save the policy to `out_dir`.
@@ -66,6 +88,8 @@ class LocalTrainer:
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         dtype = _stored_dtype(job)
         adapter = job.options.lora_rank > 0 and job.options.lora_save == "adapter"
+        if trainer.args.process_index:
+            return _report(trainer, examples, started)  # the first worker saves
         if adapter:
             save_adapter(model, job, dtype)
         if job.options.lora_rank:
@@ -76,15 +100,7 @@ class LocalTrainer:
         whole = job.merged_dir if adapter else job.out_dir
         if whole:
             save(model, dtype, Path(job.start_path), Path(whole))
-        report = TrainReport(
-            steps=trainer.state.global_step,
-            examples=len(examples),
-            tokens=trainer.tokens_seen,
-            loss_first=trainer.losses[0],
-            loss_last=trainer.losses[-1],
-            seconds=time.monotonic() - started,
-            canary=canary,
-        )
+        report = _report(trainer, examples, started, canary)
         del trainer, model
         _give_back_memory()
         return report
@@ -93,6 +109,20 @@ class LocalTrainer:
         """Write the model that a stored adapter makes of its start to the new directory `out`."""
         merge(Path(adapter), Path(start), Path(out))
         _give_back_memory()
+
+
+def _report(
+    trainer: Any, examples: Sequence[Example], started: float, canary: Any = ()
+) -> TrainReport:
+    return TrainReport(
+        steps=trainer.state.global_step,
+        examples=len(examples),
+        tokens=trainer.tokens_seen,
+        loss_first=trainer.losses[0],
+        loss_last=trainer.losses[-1],
+        seconds=time.monotonic() - started,
+        canary=canary,
+    )
 
 
 def _make_trainer(model: Any, tokenizer: Any, examples: Sequence[Example], job: TrainJob) -> Any:
