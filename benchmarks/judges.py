@@ -3,9 +3,9 @@
     python benchmarks/judges.py
 
 The model answers sums of two numbers, and each judge scores the same answers on the same engine.
-`scored` is the share that got a reward; `auc` the chance that a right answer has the higher reward of
-a right and a wrong one, over all prompts; `pairs` the share of pairs of one prompt, one right and one
-wrong, in which the right one has (ties half). 0.5 is chance.
+`scored` is the share that got a reward; `auc` the chance that a right answer has the higher reward
+of a right and a wrong one, over all prompts; `pairs` the share of pairs of one prompt, one right
+and one wrong, in which the right one has (ties half). 0.5 is chance.
 """
 
 import argparse

@@ -56,7 +56,7 @@ class SelfRewardingOptions(LoopOptions):
     seed_stage: bool = False
     """Spend round 0 on IFT and EFT."""
     probes: int = Field(1, ge=1)
-    """Answers to each held-out prompt that judge and gold compare, where made-up prompts are asked."""
+    """Answers to each held-out prompt that judge and gold score, where prompts are made up."""
     completion: str = "{answer}"
     """Seed stage: the given answer, with columns of the prompt filled in."""
 
