@@ -31,7 +31,9 @@ def bucket_definition(
         loss,
         entropy(log_q.clamp_min(FLOOR)),
         entropy(teacher),
-        _agreement(logits_CV.amax(-1), logits_CV.gather(-1, ids_CK.clamp_min(0)), logprobs_CK, known),
+        _agreement(
+            logits_CV.amax(-1), logits_CV.gather(-1, ids_CK.clamp_min(0)), logprobs_CK, known
+        ),
         None,
     )
 

@@ -212,7 +212,15 @@ def softmax_rows(logits, stride, figures, rows, count, inverse_temperature, TILE
 @triton.autotune(CONFIGS, key=["count"])
 @triton.jit
 def spread_rows(
-    logits, stride, log_sum, scale, into, into_stride, count, inverse_temperature, TILE: tl.constexpr
+    logits,
+    stride,
+    log_sum,
+    scale,
+    into,
+    into_stride,
+    count,
+    inverse_temperature,
+    TILE: tl.constexpr,
 ):
     """scale * exp(logits * inverse_temperature - log_sum)"""
     at = tl.program_id(0).to(tl.int64)
