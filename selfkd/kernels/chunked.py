@@ -214,7 +214,8 @@ def _run(
     per_token = [torch.zeros(len(hidden_NH), **wide) for _ in range(4)]
     for group_index in index_M.split(group) if len(index_M) else ():
         gradient = None
-        for work.filled, index in zip(range(0, group, count), group_index.split(count)):
+        for place, index in enumerate(group_index.split(count)):
+            work.filled = place * count
             scale = request.scale_N.index_select(0, index)
             rows = teacher.compare(work, index, scale)
             loss += torch.dot(rows.loss_C.double(), scale.double())
