@@ -37,6 +37,7 @@ def sample_shards(
     missing = [i for i in range(len(plan)) if not step.has(i)]
     requests = [(i, _requests(prompts, tokens, plan[i], n)) for i in missing]
     before = len(prompts) - sum(len(plan[i]) for i in missing)
+    sampling_seconds = 0.0
     stream = round.run.sampler.generate(policy.name, policy.path, policy.canary, requests, sampling)
     for item in stream:
         if isinstance(item, Shard):
@@ -44,9 +45,12 @@ def sample_shards(
             step.write(item.index, table)
             yield item.index, table
         else:
+            sampling_seconds = item.seconds
             done = (before + item.requests) * n
             round.progress(step, done, len(prompts) * n, tokens=item.tokens)
-    round.finish(step, samples_summary(step, policy.name, len(prompts)))
+    summary = samples_summary(step, policy.name, len(prompts))
+    # Without what it took to have the engine hold the policy; of the last start of a resumed step.
+    round.finish(step, summary | {"sampling_seconds": sampling_seconds})
 
 
 def drawn_sample(
