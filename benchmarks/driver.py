@@ -293,8 +293,8 @@ HEAD = (
     f"{'samples':>9} {'seconds':>8} {'samples/s':>10} {'CPU us':>8} {'MiB':>7}  "
     + " ".join(f"{verb:>8}" for verb in VERBS)
     + """
-CPU: of the driver, a sample; MiB: peak above the start; verbs: wall clock, us a sample, generate and
-judge at the same time"""
+CPU: of the driver, a sample; MiB: peak above the start; verbs: wall clock, us a sample, generate
+and judge at the same time"""
 )
 
 
