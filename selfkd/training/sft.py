@@ -273,7 +273,7 @@ def make_trainer(
     )
 
 
-def with_filler(rows: list[dict[str, Any]], args: SFTConfig) -> list[dict[str, Any]]:
+def with_filler(rows: list[dict[str, Any]], args: Any) -> list[dict[str, Any]]:
     """The rows, and where there are several workers, one without weight to fill up batches."""
     return [*rows, {**rows[0], "weight": 0.0}] if args.world_size > 1 else rows
 
