@@ -97,6 +97,10 @@ class StandInEngine:
         """Be another policy."""
         self.policy = policy
 
+    def sleep(self) -> bool:
+        """It has no memory to give."""
+        return False
+
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Nothing is likely or unlikely here."""
         return [[0.0] * len(sequence) for sequence in sequences]
@@ -153,6 +157,9 @@ def stand_in_run(folder: Path, samples: int, rounds: int) -> Any:
                 self._cluster, ANYWHERE, workers=1, check=lambda: None, actor=StandInTrainer
             )
 
+        def start_trainers(self) -> None:
+            self._trainers.start()
+
     model = pull("SmolLM2-135M-Instruct", verify=False)
     path = folder / "runs" / "driver"
     if path.exists():
@@ -198,7 +205,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.steps: dict[str, float] = {}
-        self.first = 0.0
+        self.began = self.ended = self.first = 0.0
         self.watching = -1
 
     def event(self, name: str, /, **fields: Any) -> None:
@@ -206,8 +213,12 @@ class Clock:
         if name == "step_finished":
             key = f"{fields['verb']}-{fields['label']}".rstrip("-")
             self.steps[key] = fields["seconds"]
-        if name == "step_started" and fields["round"] == self.watching and not self.first:
-            self.first = time.monotonic()
+        if name == "step_started" and not fields["label"]:
+            self.began = self.began or time.monotonic()
+            if fields["round"] == self.watching:
+                self.first = self.first or time.monotonic()
+        if name == "round_finished":
+            self.ended = self.ended or time.monotonic()
 
 
 class Memory(threading.Thread):
@@ -241,16 +252,16 @@ def one(folder: Path, samples: int, rounds: int) -> dict[str, Any]:
     with cluster:
         started = time.monotonic()
         run = build(clock)
+        run.start_trainers()
         memory = Memory()
         cpu = time.process_time()
         resolved.loop.fn(run, resolved.options)
         run.finish()
-        wall = time.monotonic() - started
         used = time.process_time() - cpu
         run.close()
     return {
         "samples": samples,
-        "wall": wall,
+        "wall": clock.ended - clock.began,
         "driver_cpu": used,
         "memory_mib": memory.peak - memory.start_mib,
         "prepare": prepared - began,
@@ -271,10 +282,31 @@ def in_process(folder: Path, samples: int, rounds: int) -> dict[str, Any]:
     return result | {"process": time.monotonic() - started}
 
 
+def line(report: dict[str, Any]) -> str:
+    """One run as a row of the curve."""
+    samples, steps = report["samples"], report["steps"]
+    verbs = " ".join(f"{1e6 * steps.get(v, 0) / samples:>8.1f}" for v in VERBS)
+    return (
+        f"{samples:>9,} {report['wall']:>8.1f} {samples / report['wall']:>10,.0f} "
+        f"{1e6 * report['driver_cpu'] / samples:>8.1f} {report['memory_mib']:>7.0f}  {verbs}"
+    )
+
+
+VERBS = ("prompts", "generate", "judge", "keep", "train")
+HEAD = (
+    f"{'samples':>9} {'seconds':>8} {'samples/s':>10} {'CPU us':>8} {'MiB':>7}  "
+    + " ".join(f"{verb:>8}" for verb in VERBS)
+    + """
+CPU: of the driver, a sample; MiB: peak above the start; verbs: wall clock, us a sample, generate
+and judge at the same time"""
+)
+
+
 def main() -> None:
     """Print the curve."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--samples", default="10000,100000,1000000")
+    parser.add_argument("--json", action="store_true", help="one JSON object a run, no table")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=1, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -282,13 +314,24 @@ def main() -> None:
     if args.one:
         print(json.dumps(one(args.one, sizes[0], args.rounds)))
         return
-    print(f"load {os.getloadavg()[0]:.1f}")
+    if not args.json:
+        print(f"load before the start {os.getloadavg()[0]:.1f}, {PER_PROMPT} samples a prompt")
+        print(HEAD, flush=True)
     for samples in sizes:
         with tempfile.TemporaryDirectory() as scratch:
             report = in_process(Path(scratch), samples, 1)
-            print(json.dumps(report), flush=True)
-            if samples == max(sizes):
-                print(json.dumps(in_process(Path(scratch), samples, 2)), flush=True)
+            print(json.dumps(report) if args.json else line(report), flush=True)
+            if samples == sizes[-1]:
+                resumed = in_process(Path(scratch), samples, 2)
+                print(json.dumps(resumed) if args.json else said(resumed), flush=True)
+
+
+def said(resumed: dict[str, Any]) -> str:
+    """What resuming took."""
+    return (
+        f"resumed: first new work {resumed['to_first_work']:.1f} s after Ray was up (Ray itself "
+        f"{resumed['ray']:.1f} s, imports and prompts {resumed['prepare']:.1f} s)"
+    )
 
 
 if __name__ == "__main__":

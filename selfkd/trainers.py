@@ -36,6 +36,27 @@ class Trainers:
         self._class = actor
         self._actors: list[Any] = []
 
+    def start(self) -> None:
+        """Start the processes, if they do not run."""
+        if self._actors:
+            return
+        actor = self._class or _local_trainer()
+        if self._workers == 1:
+            self._actors = [self._cluster.start(actor, place=self._place)]
+            return
+        threads = max(1, cores() // self._workers)
+        self._actors = [
+            self._cluster.start(actor, threads, place=self._place, threads=threads)
+            for _ in range(self._workers)
+        ]
+        meeting = self._get(self._actors[0].meeting_point.remote())
+        joining = [
+            worker.join.remote(rank, self._workers, *meeting)
+            for rank, worker in enumerate(self._actors)
+        ]
+        for joined in joining:
+            self._get(joined)
+
     def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
         """Run one training; `follow` sees each logged step.
 
@@ -85,8 +106,7 @@ class Trainers:
             self._check()
 
         try:
-            if not self._actors:
-                self._start()
+            self.start()
             actors = self._actors[:1] if first else self._actors
             refs = [getattr(actor, method).remote(*args) for actor in actors]
             return [self._cluster.get(r, what, timeout=LONGEST, check=check) for r in refs]
@@ -101,24 +121,6 @@ class Trainers:
             if self._workers > 1:
                 self.close()  # the others wait for the one that failed
             raise
-
-    def _start(self) -> None:
-        actor = self._class or _local_trainer()
-        if self._workers == 1:
-            self._actors = [self._cluster.start(actor, place=self._place)]
-            return
-        threads = max(1, cores() // self._workers)
-        self._actors = [
-            self._cluster.start(actor, threads, place=self._place, threads=threads)
-            for _ in range(self._workers)
-        ]
-        meeting = self._get(self._actors[0].meeting_point.remote())
-        joining = [
-            worker.join.remote(rank, self._workers, *meeting)
-            for rank, worker in enumerate(self._actors)
-        ]
-        for joined in joining:
-            self._get(joined)
 
     def _get(self, ref: Any) -> Any:
         what = f"{self._workers} training workers to start"

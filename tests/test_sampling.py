@@ -303,8 +303,8 @@ def test_an_engine_that_keeps_dying_ends_the_run(pool: SamplerPool, tiny_model: 
     pool.hold("base", tiny_model, [])
     made = pool._start
 
-    def start_and_kill(policy: str, path: Path, get: Get) -> None:
-        made(policy, path, get)
+    def start_and_kill(*arguments: Any) -> None:
+        made(*arguments)
         os.kill(process(pool), signal.SIGKILL)
 
     os.kill(process(pool), signal.SIGKILL)

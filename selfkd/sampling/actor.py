@@ -54,10 +54,11 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Requests and tokens finished so far in this call."""
+    """Requests and tokens finished so far in this call, and the seconds it took."""
 
     requests: int
     tokens: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,7 @@ class SamplerActor(Receiver):
         order = {index: [r.id for r in requests] for index, requests in shards}
         done: dict[int, dict[str, list[Completion]]] = {index: {} for index in order}
         requests = tokens = 0
-        reported = time.monotonic()
+        started = reported = time.monotonic()
         every = tuple(r for _, shard in shards for r in shard)
         for request_id, answer in self._desk.answers(policy, Work(every, sampling)):
             completions: list[Completion] = answer  # type: ignore[assignment]
@@ -187,11 +188,11 @@ class SamplerActor(Receiver):
             tokens += sum(len(c.tokens) for c in completions)
             if time.monotonic() - reported > 0.5:
                 reported = time.monotonic()
-                yield Progress(requests, tokens)
+                yield Progress(requests, tokens, reported - started)
             if len(done[index]) == len(order[index]):
                 found = done.pop(index)
                 yield Shard.of(index, {id: found[id] for id in order[index]})
-        yield Progress(requests, tokens)
+        yield Progress(requests, tokens, time.monotonic() - started)
 
     def serve(self, policy: str, work: Sequence[Work]) -> Iterator[list[Served]]:
         """Answers to each piece of work, all of it in hand at once, a group twice a second."""

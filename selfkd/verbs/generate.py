@@ -38,6 +38,7 @@ def sample_shards(
     requests = [(i, _requests(prompts, tokens, plan[i], n)) for i in missing]
     before = len(prompts) - sum(len(plan[i]) for i in missing)
     assert policy.path  # raises where the weights were let go
+    sampling_seconds = 0.0
     stream = round.run.sampler.generate(policy.name, policy.path, policy.canary, requests, sampling)
     for item in stream:
         if isinstance(item, Shard):
@@ -45,9 +46,12 @@ def sample_shards(
             step.write(item.index, table)
             yield item.index, table
         else:
+            sampling_seconds = item.seconds
             done = (before + item.requests) * n
             round.progress(step, done, len(prompts) * n, tokens=item.tokens)
-    round.finish(step, samples_summary(step, policy.name, len(prompts)))
+    summary = samples_summary(step, policy.name, len(prompts))
+    # Without what it took to have the engine hold the policy; of the last start of a resumed step.
+    round.finish(step, summary | {"sampling_seconds": sampling_seconds})
 
 
 def drawn_sample(

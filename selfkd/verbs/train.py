@@ -174,5 +174,5 @@ def _progress(round: "Round", step: Step, row: dict[str, Any]) -> None:
 
 
 def _report(result: TrainReport) -> dict[str, Any]:
-    names = ("steps", "examples", "tokens", "loss_first", "loss_last", "seconds")
+    names = ("steps", "examples", "tokens", "loss_first", "loss_last", "seconds", "step_seconds")
     return {name: getattr(result, name) for name in names}
