@@ -23,6 +23,9 @@ HEAVY = {
     "trl",
     "peft",
     "math_verify",
+    "openai",
+    "verifiers",
+    "inspect_ai",
 }
 ENGINE = {"run", "round", "cluster", "launch", "assembly", "sampling", "training"}
 READERS = ["metrics", "alarms", "rundir", "repair", "viewer", "tracking"]

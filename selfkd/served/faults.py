@@ -40,7 +40,7 @@ def fault_of(error: Exception, options: ServerOptions, key: str) -> Fault:
     if isinstance(error, Refused):
         return error.fault
     if isinstance(error, TimeoutError | openai.APITimeoutError):
-        return Fault("again", f"no answer within {options.timeout:g} s", overload=True)
+        return Fault("again", "no answer in time", overload=True)
     if isinstance(error, openai.APIStatusError):
         return _status(error, options, redacted(_message(error), key))
     if isinstance(error, openai.APIConnectionError):
