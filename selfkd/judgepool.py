@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.cluster import ActorLost, Check, Cluster, ClusterLost, kill
-from selfkd.errors import InfrastructureError
+from selfkd.errors import InfrastructureError, Stopped
 from selfkd.hardware import cores
 from selfkd.judgehost import CALL, JudgeHost, Row
 from selfkd.judging import JudgeSpec
 from selfkd.records import Sample, Status, Verdict
+from selfkd.stopping import Patient
 
 GRACE = 1.0
 """Seconds of silence allowed beyond the time-out of a sample: verdicts travel in groups."""
@@ -52,14 +53,20 @@ class JudgePool:
         """Verdicts of each batch, in order; at most `workers + 1` batches are under way."""
         pending: deque[Future[list[Verdict]]] = deque()
         cancelled = threading.Event()
+        check = Patient(self._check)
         try:
             for batch in batches:
                 payload = [pickle.dumps(sample) for sample in batch]
                 pending.append(self._threads.submit(self._judge, batch, payload, cancelled))
                 while pending and (len(pending) > self._count or pending[0].done()):
-                    yield self._result(pending.popleft())
+                    yield self._result(pending.popleft(), check)
+                self._check()
             while pending:
-                yield self._result(pending.popleft())
+                yield self._result(pending.popleft(), check)
+        except Stopped:
+            while pending:  # judged and maybe paid for
+                yield self._result(pending.popleft(), check)
+            raise
         finally:
             cancelled.set()
             wait(pending)
@@ -84,9 +91,9 @@ class JudgePool:
         finally:
             self._idle.put(worker)
 
-    def _result(self, future: Future[list[Verdict]]) -> list[Verdict]:
+    def _result(self, future: Future[list[Verdict]], check: Check) -> list[Verdict]:
         while not wait([future], timeout=0.25).done:
-            self._check()
+            check()
         return future.result()
 
 

@@ -12,8 +12,9 @@ import yaml
 
 from selfkd.config import Resolved, resolve
 from selfkd.errors import DataError, SelfkdError, Stopped, UsageError
+from selfkd.hardware import cores
 from selfkd.ledger import Ledger, broken, make_directory, now, policy_dir, write_atomically
-from selfkd.locks import RunLock
+from selfkd.locks import Presence, RunLock
 from selfkd.progress import Reporter
 from selfkd.provenance import provenance
 from selfkd.retention import is_pruned
@@ -135,10 +136,13 @@ def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: boo
 
     started = time.monotonic()
     parent = read_run(path)[1].get("parent")
-    with RunLock(path) as lock, StopSignals() as stop:
+    with RunLock(path) as lock, Presence() as presence, StopSignals() as stop:
         ledger = Ledger(path, inherited=parent["round"] - 1 if parent else -1)
         if lock.stale:
             text = f"process {lock.stale.get('pid')} ended without finishing this run; going on"
+            reporter.event("message", text=text, level="warning")
+        if presence.others:
+            text = f"another run is at work here: the two share {cores()} cores, and the memory"
             reporter.event("message", text=text, level="warning")
         try:
             with assemble(path, resolved, ledger, reporter, stop.check, skip_bad=skip_bad) as run:

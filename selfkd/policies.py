@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.errors import DataError, UsageError
-from selfkd.ledger import Ledger, broken, file_sha256, make_directory, sync_directory, write_json
+from selfkd.ledger import (
+    Ledger,
+    broken,
+    file_sha256,
+    make_directory,
+    sync_directory,
+    write_json,
+    writing,
+)
 from selfkd.records import content_hash
 from selfkd.retention import is_pruned
 
@@ -97,9 +105,10 @@ class Policies:
         """
         staged = self._ledger.path / "policies" / f".tmp-{name}"
         files = sorted(p for p in staged.iterdir() if p.is_file())
-        for file in files:
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+        with writing(staged, sum(f.stat().st_size for f in files)):
+            for file in files:
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
         manifest = {
             "policy": name,
             "start": start,
@@ -110,9 +119,10 @@ class Policies:
         }
         write_json(staged / "MANIFEST.json", manifest)
         final = self._ledger.policy_dir(name)
-        shutil.rmtree(final, ignore_errors=True)
-        staged.rename(final)
-        sync_directory(final.parent)
+        with writing(final):
+            shutil.rmtree(final, ignore_errors=True)
+            staged.rename(final)
+            sync_directory(final.parent)
         self._verified[name] = Policy(name, self._whole(final, name, start), fingerprint, canary)
         return self._verified[name]
 

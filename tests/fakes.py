@@ -12,7 +12,7 @@ from typing import Any
 from selfkd.config import Resolved, resolve
 from selfkd.judging import JudgeSpec
 from selfkd.launch import new_run
-from selfkd.ledger import Ledger
+from selfkd.ledger import Ledger, writing
 from selfkd.prompts import open_prompts
 from selfkd.records import Sample, Verdict
 from selfkd.run import EndOfRun, Run, Setting
@@ -102,9 +102,10 @@ class ScriptedRun(Run):
 
     def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
         self.jobs.append(job)
-        for file in Path(job.start_path).iterdir():
-            if file.name != "MANIFEST.json":
-                shutil.copy(file, job.out_dir)
+        with writing(Path(job.out_dir)):  # as the real one does
+            for file in Path(job.start_path).iterdir():
+                if file.name != "MANIFEST.json":
+                    shutil.copy(file, job.out_dir)
         return TrainReport(job.max_steps or 1, 1, 1, 1.0, 0.5, 0.0)
 
 

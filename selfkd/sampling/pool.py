@@ -15,6 +15,7 @@ from selfkd.sampling.actor import (
     ShardRequests,
 )
 from selfkd.sampling.base import Sampling
+from selfkd.stopping import Patient
 
 WEIGHTS_LIMIT = {"float32": 0.02, "bfloat16": 0.15}
 """Largest `Agreement.weights` that still means the same weights, by the engine's dtype.
@@ -77,12 +78,14 @@ class SamplerPool:
                 )
                 what = "the next completions"
                 for item in self._cluster.stream(
-                    generator, what, timeout=self._silence_timeout, check=self._check
+                    generator, what, timeout=self._silence_timeout, check=Patient(self._check)
                 ):
                     if isinstance(item, Shard):
                         del owed[item.index]
                         failures = 0
                     yield item
+                    if isinstance(item, Shard):
+                        self._check()  # whoever took the shard has recorded it
                 if owed:
                     raise InfrastructureError(
                         f"the engine left {len(owed)} of {len(shards)} shards without an answer",
@@ -141,7 +144,9 @@ class SamplerPool:
         self._actor = self._cluster.start(
             SamplerActor, self._engine, policy, str(path), self._seed, gpus=self._gpus
         )
-        self._get(self._actor.policy.remote(), f"the {self._engine.kind} engine to start")
+        cache = self._engine.options.get("kv_cache_gib")
+        asked = f", with {cache:g} GiB for keys and values" if cache else ""
+        self._get(self._actor.policy.remote(), f"the {self._engine.kind} engine to start{asked}")
         self._policy = policy
 
     def _matches(self, canary: Canary, *, updated: bool) -> bool:
