@@ -9,10 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from selfkd.errors import InfrastructureError, UsageError
-from selfkd.hardware import cores
+from selfkd.hardware import available_gib, cores, memory_gib
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,7 @@ class Cluster:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+        self._check_gpus(cls, place.gpus)
         environment = {
             "OMP_NUM_THREADS": str(threads or cores()),
             "TOKENIZERS_PARALLELISM": "false",
@@ -160,6 +162,18 @@ class Cluster:
                 remedy=f"the cluster has {resources()} on {len(ray.nodes())} nodes; ask for less",
             )
         return [replace(place, group=group, bundle=i) for i in range(count)]
+
+    def _check_gpus(self, cls: type, gpus: float) -> None:
+        """Refuse what will never be placed; a cluster that was joined may still grow."""
+        import ray
+
+        total = ray.cluster_resources().get("GPU", 0) if gpus and self.address == "local" else gpus
+        if gpus > total:
+            raise InfrastructureError(
+                f"{cls.__name__} wants {gpus:g} GPU, and this machine has {total:g}",
+                where="cluster",
+                remedy="lower cluster.sampler_gpus or cluster.trainer_gpus",
+            )
 
     def get(self, ref: Any, what: str, *, timeout: float, check: Check = lambda: None) -> Any:
         """The value of `ref`, or an error that says what was waited for and what there is."""
@@ -296,7 +310,9 @@ def resources() -> str:
 
     total, free = ray.cluster_resources(), ray.available_resources()
     names = [n for n in ("CPU", "GPU") if n in total]
-    return ", ".join(f"{free.get(n, 0):g} of {total[n]:g} {n} free" for n in names)
+    parts = [f"{free.get(n, 0):g} of {total[n]:g} {n} free" for n in names]
+    memory = f"{available_gib():.1f} of {memory_gib():.1f} GiB of memory free on this machine"
+    return ", ".join([*parts, memory])
 
 
 def kill(actor: Any) -> None:
@@ -308,6 +324,26 @@ def kill(actor: Any) -> None:
         return  # its processes end by themselves, and nobody is there to ask
     with contextlib.suppress(ValueError, exceptions.RayError):
         ray.kill(actor, no_restart=True)
+
+
+def _reason(error: Exception) -> str:
+    """Why an actor ended, in a line: the error of its constructor, or the end of its log."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if "creation task" in lines[0]:
+        return lines[-1]
+    pid = next((line.split()[1] for line in lines if line.strip().startswith("pid:")), "")
+    words = _last_words(pid) if pid else ""
+    return f"{lines[0]} Its log ends: {words}" if words else lines[0]
+
+
+def _last_words(pid: str, lines: int = 3) -> str:
+    """The end of what a process of this machine wrote to stderr."""
+    from ray._private import worker
+
+    node = worker._global_node
+    logs = Path(node.get_logs_dir_path()).glob(f"worker-*-{pid}.err") if node else []
+    text = "\n".join(log.read_text(errors="replace") for log in logs)
+    return " | ".join([line.strip() for line in text.splitlines() if line.strip()][-lines:])
 
 
 @contextlib.contextmanager
@@ -329,7 +365,7 @@ def _actor_errors(what: str) -> Iterator[None]:
         exceptions.OutOfMemoryError,
     ) as error:
         _check_node()
-        raise ActorLost(f"{what}: {str(error).splitlines()[0]}") from error
+        raise ActorLost(f"{what}: {_reason(error)}") from error
     except exceptions.GetTimeoutError as error:
         raise InfrastructureError(
             f"{what}: it is there, and was not handed over within {HANDOVER:.0f} s",

@@ -16,12 +16,13 @@ from typing import Any
 
 from selfkd.cluster import ANYWHERE, ActorLost, Check, Cluster, ClusterLost, Place, kill
 from selfkd.enginecalls import EngineCalls
-from selfkd.errors import InfrastructureError, UsageError
+from selfkd.errors import InfrastructureError, Stopped, UsageError
 from selfkd.hardware import cores
 from selfkd.judgehost import JudgeHost, Wanted
 from selfkd.judgerun import Row, call_size
 from selfkd.judging import JudgeSpec
 from selfkd.records import Sample, Status, Verdict
+from selfkd.stopping import Patient
 from selfkd.verdictcache import Store, VerdictCache
 
 GRACE = 1.0
@@ -74,6 +75,7 @@ class JudgePool:
         """
         pending: deque[Future[list[Verdict]]] = deque()
         cancelled = threading.Event()
+        check = Patient(self._check)
         try:
             for batch in batches:
                 payload = [pickle.dumps(sample) for sample in batch]
@@ -81,9 +83,14 @@ class JudgePool:
                     self._threads.submit(self._judge, batch, payload, cancelled, calls, cache)
                 )
                 while pending and (len(pending) > self._count or pending[0].done()):
-                    yield self._result(pending.popleft())
+                    yield self._result(pending.popleft(), check)
+                self._check()
             while pending:
-                yield self._result(pending.popleft())
+                yield self._result(pending.popleft(), check)
+        except Stopped:
+            while pending:  # judged and maybe paid for
+                yield self._result(pending.popleft(), check)
+            raise
         finally:
             cancelled.set()
             wait(pending)
@@ -121,9 +128,9 @@ class JudgePool:
             return cache.serve(batch, ask)
         return ask(list(range(len(batch))), lambda group: None)
 
-    def _result(self, future: Future[list[Verdict]]) -> list[Verdict]:
+    def _result(self, future: Future[list[Verdict]], check: Check) -> list[Verdict]:
         while not wait([future], timeout=0.25).done:
-            self._check()
+            check()
         return future.result()
 
 

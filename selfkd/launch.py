@@ -13,6 +13,7 @@ import yaml
 
 from selfkd.config import Resolved, resolve
 from selfkd.errors import DataError, SelfkdError, Stopped, UsageError
+from selfkd.hardware import cores
 from selfkd.judging import resolve_judge
 from selfkd.ledger import (
     Ledger,
@@ -23,7 +24,7 @@ from selfkd.ledger import (
     share,
     write_atomically,
 )
-from selfkd.locks import RunLock
+from selfkd.locks import Presence, RunLock
 from selfkd.progress import Reporter
 from selfkd.provenance import provenance
 from selfkd.reporting import Reports
@@ -184,6 +185,7 @@ def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: boo
     with (
         Reports(path, report_to, reporter) as reports,
         RunLock(path) as lock,
+        Presence() as presence,
         StopSignals() as stop,
     ):
         inherited = parent["round"] - 1 if parent else -1
@@ -191,6 +193,9 @@ def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: boo
         ledger = Ledger(path, inherited=inherited, offered=offered)
         if lock.stale:
             text = f"process {lock.stale.get('pid')} ended without finishing this run; going on"
+            reporter.event("message", text=text, level="warning")
+        if presence.others:
+            text = f"another run is at work here: the two share {cores()} cores, and the memory"
             reporter.event("message", text=text, level="warning")
 
         def check() -> None:

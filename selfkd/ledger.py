@@ -5,6 +5,8 @@ A step directory with a `manifest.json` is finished; one without continues at it
 shard. `step.json` holds the fingerprint of what the step was asked to do.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -57,17 +59,43 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.replace(path)
         sync_directory(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise disk_error(error, path) from error
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise disk_error(error, path, len(data)) from error
 
 
-def disk_error(error: OSError, path: Path) -> InfrastructureError:
-    """Turn a failed write into the error a person can act on."""
+FULL = {errno.ENOSPC, errno.EDQUOT}
+REFUSED = {*FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+"""What a file system answers that cannot take a write."""
+
+
+def disk_error(error: OSError, path: Path, need: int = 0) -> InfrastructureError:
+    """Turn a failed write into the error a person can act on; `need` is its size in bytes."""
+    if error.errno in FULL:
+        place = next(p for p in (path, *path.parents) if p.exists())
+        free = shutil.disk_usage(place).free / 1e6
+        wanted = f"{need / 1e6:.3f} MB wanted, " if need else ""
+        return InfrastructureError(
+            f"the disk is full ({error.strerror}): {wanted}{free:.3f} MB free",
+            where=str(path),
+            remedy="free space (keep_policies lets old weights go), then resume the run",
+        )
     return InfrastructureError(
         f"cannot write: {error.strerror or error}",
         where=str(path),
-        remedy="free space or fix the permissions, then resume the run",
+        remedy="fix the permissions or the disk, then resume the run",
     )
+
+
+@contextlib.contextmanager
+def writing(path: Path, need: int = 0) -> Iterator[None]:
+    """Give what a file system refuses meanwhile as a `disk_error` about `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        raise disk_error(error, path, need) from error
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from selfkd.ledger import (
     policy_dir,
     sync_directory,
     write_json,
+    writing,
 )
 from selfkd.records import content_hash
 from selfkd.retention import is_pruned
@@ -173,9 +174,10 @@ class Policies:
         """
         staged = self._ledger.path / "policies" / f".tmp-{name}"
         files = sorted(p for p in staged.iterdir() if p.is_file() and p.name != CARD)
-        for file in files:
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+        with writing(staged, sum(f.stat().st_size for f in files)):
+            for file in files:
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
         manifest = {
             "policy": name,
             "start": start,
@@ -188,12 +190,13 @@ class Policies:
         write_json(staged / "MANIFEST.json", manifest)
         final = self._ledger.policy_dir(name)
         merged = final.parent / ".merged" / name
-        for old in (merged, final):
-            shutil.rmtree(old, ignore_errors=True)
-        staged.rename(final)
-        sync_directory(final.parent)
-        if (whole := merged.with_name(f".tmp-{name}")).exists():
-            whole.rename(merged)
+        with writing(final):
+            for old in (merged, final):
+                shutil.rmtree(old, ignore_errors=True)
+            staged.rename(final)
+            sync_directory(final.parent)
+            if (whole := merged.with_name(f".tmp-{name}")).exists():
+                whole.rename(merged)
         self._verified[name] = Policy(name, self._whole(final, name, start), fingerprint, canary)
         return self._verified[name]
 

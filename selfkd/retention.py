@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from selfkd.ledger import Ledger, now, write_json
+from selfkd.ledger import Ledger, now, write_json, writing
 from selfkd.options import Options
 
 TOMBSTONE = "PRUNED.json"
@@ -102,5 +102,6 @@ def _bury(ledger: Ledger, name: str, path: Path, keep: KeepOptions) -> None:
 
 
 def _remove(path: Path) -> None:
-    for file in leftovers(path):
-        file.unlink()
+    with writing(path):
+        for file in leftovers(path):
+            file.unlink()

@@ -299,7 +299,7 @@ class Run:
             self.reporter.event(name, **fields)
 
     def progress(self, round: int, step: Step, done: int, total: int, **fields: Any) -> None:
-        """Show progress of a step, and give way to a requested stop."""
+        """Show progress of a step."""
         with self._telling:
             self.reporter.event(
                 "step_progress",
@@ -311,7 +311,6 @@ class Run:
                 total=total,
                 **fields,
             )
-        self._check_stop()
 
     @property
     def standing(self) -> str:

@@ -14,7 +14,7 @@ from selfkd.enginecalls import EngineCalls
 from selfkd.judgecalls import Call, Choices
 from selfkd.judging import JudgeSpec
 from selfkd.launch import new_run
-from selfkd.ledger import Ledger
+from selfkd.ledger import Ledger, writing
 from selfkd.nested import Nested
 from selfkd.prompts import open_prompts
 from selfkd.records import Sample, Verdict
@@ -128,9 +128,10 @@ class ScriptedRun(Run):
 
     def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
         self.jobs.append(job)
-        for file in Path(job.start_path).iterdir():
-            if file.name != "MANIFEST.json":
-                shutil.copy(file, job.out_dir)
+        with writing(Path(job.out_dir)):  # as the real one does
+            for file in Path(job.start_path).iterdir():
+                if file.name != "MANIFEST.json":
+                    shutil.copy(file, job.out_dir)
         return TrainReport(job.max_steps or 1, 1, 1, 1.0, 0.5, 0.0)
 
 

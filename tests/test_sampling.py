@@ -17,7 +17,6 @@ from selfkd.errors import DataError, InfrastructureError
 from selfkd.sampling.actor import EngineOptions, SamplerActor, Shard
 from selfkd.sampling.base import Completion, Request, Sampling, Work
 from selfkd.sampling.pool import SamplerPool
-from selfkd.sampling.sync import Get
 from selfkd.sampling.transformers import TransformersEngine
 from tests.engines import Weights, by_request, canary_of, drawn, edited, inside, make_pool, process
 

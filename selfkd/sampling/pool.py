@@ -11,6 +11,7 @@ from selfkd.provenance import versions
 from selfkd.sampling.actor import EngineOptions, Progress, SamplerActor, Shard, ShardRequests
 from selfkd.sampling.base import Answer, Sampling, Work
 from selfkd.sampling.sync import Canary, Get, Weights, WeightSync
+from selfkd.stopping import Patient
 
 CALLERS = 64
 """Threads of the sampler's process: one that generates, and one for each judge that calls."""
@@ -84,6 +85,8 @@ class SamplerPool:
                         del owed[item.index]
                         losses.count = 0
                     yield item
+                    if isinstance(item, Shard):
+                        self._check()  # whoever took the shard has recorded it
             except ActorLost as error:
                 losses.add(error)
 
@@ -105,7 +108,7 @@ class SamplerPool:
             streaming.remote(policy, tuple(shards), sampling),
             "the next completions",
             timeout=self._silence_timeout,
-            check=check or self._check,
+            check=check or Patient(self._check),
         )
         left = len(shards)
         try:
@@ -224,7 +227,11 @@ class SamplerPool:
             place=self._place,
             concurrency=CALLERS,
         )
-        there = get(self._actor.versions.remote(), f"the {self._engine.kind} engine to start")
+        cache = self._engine.options.get("kv_cache_gib")
+        asked = f", with {cache:g} GiB for keys and values" if cache else ""
+        there = get(
+            self._actor.versions.remote(), f"the {self._engine.kind} engine to start{asked}"
+        )
         self._compare(*there)
         self._policy = policy
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.training.base import TrainJob
-from selfkd.training.checkpoints import load, save
+from selfkd.training.checkpoints import file_errors, load, save
 from selfkd.training.rounding import round_to_bfloat16
 
 TOKENIZER = ("tokenizer", "chat_template", "special_tokens", "vocab", "merges")
@@ -19,7 +19,8 @@ MERGE = "merge.json"
 def save_adapter(model: Any, job: TrainJob, dtype: str) -> None:
     """Write the adapter of a PEFT model, and the start's tokenizer, to the job's directory."""
     out = Path(job.out_dir)
-    model.save_pretrained(out)
+    with file_errors():
+        model.save_pretrained(out)
     for file in Path(job.start_path).iterdir():
         if file.name.startswith(TOKENIZER):
             shutil.copy(file, out / file.name)

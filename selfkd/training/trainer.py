@@ -14,8 +14,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from selfkd.errors import DataError, Diverged
+from selfkd.errors import DataError, Diverged, InfrastructureError
 from selfkd.hardware import compute_dtype, cores
+from selfkd.ledger import writing
 from selfkd.models import check_model_dir
 from selfkd.records import Example, read_rows
 from selfkd.training.adapters import merge, save_adapter
@@ -65,9 +66,22 @@ class LocalTrainer:
         """Train on the job's examples and save the policy to `out_dir`.
 
         Raises DataError for an empty set, UsageError for a start that is not a safe model
-        directory, Diverged for a loss, gradient or policy that is not finite; nothing is saved
-        then.
+        directory, Diverged for a loss, gradient or policy that is not finite, InfrastructureError
+        for want of memory or disk; nothing is committed then.
         """
+        try:
+            with writing(Path(job.out_dir), _size(Path(job.start_path))):
+                return self._train(job)
+        except (MemoryError, RuntimeError) as error:
+            if not _no_memory(error):
+                raise
+            raise InfrastructureError(
+                f"the trainer has no more memory ({str(error).partition(chr(10))[0]})",
+                where="train",
+                remedy="lower train.micro_batch_size or set train.lora_rank, then resume",
+            ) from error
+
+    def _train(self, job: TrainJob) -> TrainReport:
         from transformers import AutoTokenizer, set_seed
 
         started = time.monotonic()
@@ -151,6 +165,18 @@ def _report(
         canary=canary,
         step_seconds=step_seconds,
     )
+
+
+def _size(path: Path) -> int:
+    """Bytes of a model's weights; what is made of it takes about as much."""
+    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+
+
+def _no_memory(error: Exception) -> bool:
+    """Whether torch or Python asked the system for more memory than there is."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "can't allocate memory" in str(error)
 
 
 def _make_trainer(model: Any, tokenizer: Any, examples: Sequence[Example], job: TrainJob) -> Any:
