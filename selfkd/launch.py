@@ -4,10 +4,10 @@ import contextlib
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -19,6 +19,9 @@ from selfkd.progress import Reporter
 from selfkd.provenance import provenance
 from selfkd.stopping import StopSignals
 from selfkd.yamlfile import flatten
+
+if TYPE_CHECKING:
+    from selfkd.run import Run
 
 SCHEMA = 1
 """Version of the run directory's layout."""
@@ -133,19 +136,28 @@ def staged_run(
     staged.rename(target)
 
 
-def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: bool = False) -> str:
+def execute(
+    path: Path,
+    resolved: Resolved,
+    reporter: Reporter,
+    *,
+    skip_bad: bool = False,
+    play: "Callable[[Run], None] | None" = None,
+) -> str:
     """Run the loop to its end in the run directory `path`; the name of the best policy.
 
     Everything recorded is replayed, so this is also how a run is resumed. Raises Stopped on a
-    requested stop; every other SelfkdError is recorded as `run_failed` first.
+    requested stop; every other SelfkdError is recorded as `run_failed` first. `play` is done with
+    the run instead of the whole loop.
     """
     from selfkd.again import judge_again
     from selfkd.assembly import assemble, assemble_record
     from selfkd.run import EndOfRun
 
     started = time.monotonic()
-    parent = read_run(path)[1].get("parent")
-    again = bool(parent) and "again" in parent
+    parent = read_run(path)[1].get("parent") or {}
+    again = parent.get("again")
+    play = play or (judge_again if again else lambda run: resolved.loop.fn(run, resolved.options))
     with RunLock(path) as lock, StopSignals() as stop:
         inherited = parent["round"] - 1 if parent else -1
         offered = _origin(path, parent, resolved) if parent and not again else None
@@ -157,16 +169,13 @@ def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: boo
             parts = (path, resolved, ledger, reporter, stop.check)
             # The policies that sampled are only needed where one of them is to judge.
             if again and not resolved.judge.engine:
-                gathered = assemble_record(*parts, judging="judge" in parent["again"])
+                gathered = assemble_record(*parts, judging="judge" in again)
             else:
                 gathered = assemble(*parts, skip_bad=skip_bad)
             with gathered as run:
                 reason = ""
                 try:
-                    if again:
-                        judge_again(run)
-                    else:
-                        resolved.loop.fn(run, resolved.options)
+                    play(run)
                 except EndOfRun as end:
                     reason = end.reason
                 run.finish()

@@ -46,7 +46,8 @@ class Round:
         self.number = number
         self.policy = policy
         self.rng = np.random.default_rng([run.config.seed, number])
-        self._controlled = False
+        self.controlled = False
+        """Whether controls were planted, or are not wanted."""
 
     # -- generate -------------------------------------------------------------------------------
 
@@ -164,9 +165,9 @@ class Round:
     def _add_controls(self, scored: Scored, judge: JudgeSpec, asked: Policy | None) -> None:
         """Once a round, have controls judged after the samples, if the config asks for them."""
         options = self.run.config.controls
-        if not options.per_round or self._controlled:
+        if not options.per_round or self.controlled:
             return
-        self._controlled = True
+        self.controlled = True
         args = {
             "scored": scored.step.fingerprint,
             "judge": judge.identity(),
@@ -286,6 +287,7 @@ class Round:
             args |= {"ref": ref.fingerprint, "ref_name": ref.name}
         step = self._step("train", "", args, 0)
         if not step.finished:
+            self.run.before_training()
             train_policy(self, step, objective, origin, options, steps, ref)
         self.run.trained(step.summary["policy"])
         return step.summary["policy"]

@@ -11,7 +11,7 @@ from selfkd.chat import render
 from selfkd.cluster import ActorLost, Cluster, kill
 from selfkd.config import Resolved
 from selfkd.enginecalls import EngineCalls
-from selfkd.errors import DataError, InfrastructureError, UsageError
+from selfkd.errors import DataError, InfrastructureError, Stopped, UsageError
 from selfkd.gate import paired_test
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
@@ -36,6 +36,10 @@ class EndOfRun(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class SampledOnce(Stopped):
+    """The run went as far as it can without training; it can be resumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,8 @@ class Run:
         self.best = "base"
         self.newest = "base"
         """The policy trained last, promoted or not."""
+        self.only_samples = False
+        """Whether to stop before the first training."""
         self.owed: list[Samples | Scored] = []
         """Handles that a loop may not have looked into when its round ends."""
         self._current = "base"
@@ -213,6 +219,13 @@ class Run:
         finally:
             if self.setting.swap:
                 self._end_trainer()
+
+    def before_training(self) -> None:
+        """Called before anything is trained; raises SampledOnce in a run that is only forecast."""
+        if self.only_samples:
+            for handle in self.owed:
+                handle.wait()
+            raise SampledOnce("everything is sampled and judged, and nothing is trained yet")
 
     def trained(self, policy: str) -> None:
         """A training made `policy`; it is current until a gate says otherwise."""
