@@ -19,6 +19,8 @@ ACCEPT_HIGH = 0.98
 """Acceptance outside of these teaches nothing: next to no data, or data that no judge chose."""
 FAILURES = 0.05
 """Share of samples without a reward: METHODS 5, parse rate below 0.95."""
+CONSTANT = 16
+"""Least number of rewards that have to be equal to say something of the judge."""
 COVERAGE = 0.20
 """Share of prompts with a kept sample: METHODS 5, starvation."""
 TRUNCATION = 0.50
@@ -119,6 +121,14 @@ def _judge_failures(rows: Rows) -> str:
     return f"{unscored / (scored + unscored):.0%} of the samples have no reward ({reasons})"
 
 
+def _constant_judge(rows: Rows) -> str:
+    last = rows[-1]
+    if last["reward_std"] != 0 or (last["scored"] or 0) < CONSTANT:
+        return ""
+    reward = last["reward_mean"]
+    return f"all {last['scored']} rewards are {reward:g}: the judge tells the samples not apart"
+
+
 def _judge_controls(rows: Rows) -> str:
     failed = failing(rows[-1]["controls"] or {})
     return failed and f"the judge rewards planted controls for what they are not: {failed}"
@@ -145,6 +155,7 @@ CHECKS: tuple[tuple[str, Level, Callable[[Rows], str]], ...] = (
     ("low_acceptance", "critical", _low_acceptance),
     ("high_acceptance", "warning", _high_acceptance),
     ("judge_failures", "warning", _judge_failures),
+    ("constant_judge", "warning", _constant_judge),
     ("judge_controls", "critical", _judge_controls),
     ("low_coverage", "warning", _coverage),
     ("truncation", "warning", _truncation),

@@ -74,6 +74,8 @@ class JudgingConfig(Options):
     """Longest time one sample may take to judge, seconds."""
     max_failure_rate: float = Field(0.05, ge=0, le=1)
     """Share of errors and time-outs above which the run stops."""
+    max_unscored: float = Field(0.9, ge=0, le=1)
+    """Share of samples without a reward, for whatever reason, above which the run stops."""
     cache: bool = True
     """Use and keep verdicts of judges that declare them cacheable (`$SELFKD_CACHE`)."""
 

@@ -191,21 +191,41 @@ def options_doc(plugin: JudgePlugin) -> list[tuple[str, str, Any, str]]:
     ]
 
 
-def check_failures(verdicts: Sequence[Verdict], max_rate: float) -> None:
-    """DataError if errors and time-outs are more than the share `max_rate` of the verdicts.
+def check_failures(verdicts: Sequence[Verdict], max_rate: float, total: int) -> None:
+    """DataError if errors and time-outs are more than the share `max_rate` of `total` samples.
 
-    `unparsed` and `abstained` are judgements and do not count.
+    `verdicts` are those so far. `unparsed` and `abstained` are judgements and do not count.
     """
     failed = [v for v in verdicts if v.status in FAILURES]
-    if not failed or len(failed) / len(verdicts) <= max_rate:
-        return
+    if len(failed) > max_rate * total:
+        raise DataError(
+            f"judge {failed[0].judge!r} failed on {len(failed)} of {len(verdicts)} samples "
+            f"({_unscored(verdicts)}), more than the share {max_rate:g} of {total}; for example "
+            f"{failed[0].rationale}",
+            remedy="mend the judge (see `selfkd judge test`) or raise judging.max_failure_rate; on "
+            "resume the failed ones are judged again",
+        )
+
+
+def check_scored(verdicts: Sequence[Verdict], max_unscored: float, total: int) -> None:
+    """DataError if more than the share `max_unscored` of `total` samples have no reward.
+
+    Whatever the reason: what is selected among the rest is mostly what the judge could read.
+    """
+    unscored = [v for v in verdicts if v.reward is None]
+    if len(unscored) > max_unscored * total:
+        example = next((f"; for example {v.rationale}" for v in unscored if v.rationale), "")
+        raise DataError(
+            f"judge {unscored[0].judge!r} gave {len(unscored)} of {len(verdicts)} samples no "
+            f"reward ({_unscored(verdicts)}), more than the share {max_unscored:g} of {total}"
+            f"{example[:300]}",
+            remedy="see why with `selfkd judge test`, or raise judging.max_unscored",
+        )
+
+
+def _unscored(verdicts: Sequence[Verdict]) -> str:
     counts = Counter(v.status for v in verdicts if v.reward is None)
-    listed = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    raise DataError(
-        f"judge {failed[0].judge!r} failed on {len(failed)} of {len(verdicts)} samples ({listed}), "
-        f"more than the share {max_rate:g}; for example {failed[0].rationale}",
-        remedy="fix the judge (see `selfkd judge test`) or raise judging.max_failure_rate",
-    )
+    return ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
 
 
 def _takes_model(plugin: JudgePlugin) -> bool:

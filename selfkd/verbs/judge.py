@@ -3,13 +3,13 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from selfkd.enginecalls import EngineCalls, Told
-from selfkd.judging import JudgeSpec, check_failures
+from selfkd.judging import FAILURES, JudgeSpec, check_failures, check_scored
 from selfkd.ledger import Step
 from selfkd.records import (
     VERDICTS,
@@ -38,11 +38,14 @@ def judge_shards(
 ) -> None:
     """Record the verdicts of every missing shard; the step's seconds leave sampling out.
 
-    `calls` answers a judge that asks the sampler, and `told` is where its judgements go.
+    `calls` answers a judge that asks the sampler, and `told` is where its judgements go. In a step
+    that is not finished, samples that the judge failed on before are judged again. DataError as
+    soon as the failures, or the samples without a reward, are certain to be more than may be.
     """
     if calls and calls.policy.name != samples.policy:
         samples.wait()  # the engine holds one policy at a time
     step.started = time.monotonic()
+    found = {index: read_rows(step.read(index), Verdict) for index in step.shards()}
     owed: list[tuple[int, list[Sample]]] = []
     waited = 0.0
 
@@ -51,29 +54,52 @@ def judge_shards(
         waiting = time.monotonic()
         for index, batch in samples.batches():
             waited += time.monotonic() - waiting
-            if not step.has(index):
+            if missing := _missing(judge, batch, found.get(index, [])):
                 owed.append((index, batch))
-                yield batch
+                yield missing
             waiting = time.monotonic()
         waited += time.monotonic() - waiting
 
-    scores = _rewards(_recorded(step))
-    done = sum(table.num_rows for table in step.tables())
     for position, verdicts in enumerate(round.run.judge_batches(judge, batches(), calls)):
         index, batch = owed[position]
         if calls and told:
             _record(round, told, index, calls.policy.name, calls.told(s.id for s in batch))
-        step.write(index, rows_table(verdicts, VERDICTS))
-        done += len(verdicts)
-        scores += _rewards(verdicts)
-        mean = float(np.mean(scores)) if scores else None
-        round.progress(step, done, samples.count, reward_mean=mean)
-    verdicts = _recorded(step)
-    check_failures(verdicts, round.run.config.judging.max_failure_rate)
+        known = {v.sample_id: v for v in [*found.get(index, []), *verdicts]}
+        found[index] = [known[s.id] for s in batch]
+        step.write(index, rows_table(found[index], VERDICTS))
+        recorded = _all(found)
+        _check(round, recorded, samples.count)
+        rewards = _rewards(recorded)
+        mean = float(np.mean(rewards)) if rewards else None
+        round.progress(step, len(recorded), samples.count, reward_mean=mean)
+    recorded = _all(found)
+    _check(round, recorded, len(recorded))
     seconds = time.monotonic() - step.started - waited
     if told:
         _finish(round, told, calls.policy.name if calls else "")
-    round.finish(step, verdict_summary(verdicts, judge.spec), seconds=seconds)
+    round.finish(step, verdict_summary(recorded, judge.spec), seconds=seconds)
+
+
+def _missing(judge: JudgeSpec, batch: list[Sample], verdicts: Sequence[Verdict]) -> list[Sample]:
+    """Samples of a shard that a verdict is still owed for."""
+    known = {v.sample_id for v in verdicts if v.status not in FAILURES}
+    missing = [s for s in batch if s.id not in known]
+    if judge.writes:
+        return batch if missing else []  # its judgements are recorded by whole shards
+    if judge.compares:
+        prompts = {s.prompt.id for s in missing}
+        return [s for s in batch if s.prompt.id in prompts]
+    return missing
+
+
+def _check(round: "Round", verdicts: Sequence[Verdict], total: int) -> None:
+    limits = round.run.config.judging
+    check_failures(verdicts, limits.max_failure_rate, total)
+    check_scored(verdicts, limits.max_unscored, total)
+
+
+def _all(shards: Mapping[int, Sequence[Verdict]]) -> list[Verdict]:
+    return [verdict for index in sorted(shards) for verdict in shards[index]]
 
 
 # -- judgements -----------------------------------------------------------------------------------
@@ -111,10 +137,6 @@ def _finish(round: "Round", told: Judgements, policy: str) -> None:
 
 
 # -- verdicts -------------------------------------------------------------------------------------
-
-
-def _recorded(step: Step) -> list[Verdict]:
-    return [v for table in step.tables() for v in read_rows(table, Verdict)]
 
 
 def _rewards(verdicts: Sequence[Verdict]) -> list[float]:
