@@ -24,8 +24,9 @@ override, to the working directory. `prompts`, `judge`, `gold_judge` and `cluste
 string: `prompts: my.jsonl`, `judge: my_judge.py:score`, `cluster: auto`.
 
 On resume only keys may change that say how a run is carried out and not what it computes:
-`rounds`, `judging.*`, `cluster.*`, `controls.action`, and of `engine` `max_num_seqs`, `kv_cache_gib`, `sync`,
-`residency`, `max_restarts` and `start_timeout`. For anything else there is `selfkd fork`.
+`rounds`, `judging.*`, `cluster.*`, `controls.action`, and of `engine` `max_num_seqs`,
+`kv_cache_gib`, `sync`, `residency`, `max_restarts` and `start_timeout`. For anything else there is
+`selfkd fork`.
 """
 
 

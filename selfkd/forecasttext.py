@@ -1,11 +1,14 @@
 """A forecast as text for a person: the figures, and what they mean for each kind of method."""
 
+import textwrap
 from typing import Any
 
 Row = dict[str, Any]
 
 STARVED = 0.20
 """Coverage below which rejection sampling was seen to gain nothing."""
+WIDTH = 96
+"""Cells that a sentence is broken at."""
 CHANCE = 0.55
 """Area under the ROC curve up to which a judge's choice is taken for chance."""
 
@@ -17,7 +20,7 @@ def render_forecast(row: Row) -> str:
         f"{row['samples']} samples, {_percent(row['scored_share'])} of them scored"
     ]
     lines += [f"{name:<10} {text}" for name, text in _figures(row)]
-    return "\n".join([*lines, "", *(f"- {text}" for text in meanings(row))])
+    return "\n".join([*lines, "", *map(_sentence, meanings(row))])
 
 
 def meanings(row: Row) -> list[str]:
@@ -29,6 +32,10 @@ def meanings(row: Row) -> list[str]:
             *_vote(row),
         ]
     return [*_rejection(row), *_vote(row), *_pairs(row), *_judge(row), *_privileged(row)]
+
+
+def _sentence(text: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent="- ", subsequent_indent="  ")
 
 
 def _figures(row: Row) -> list[tuple[str, str]]:
@@ -85,14 +92,10 @@ def _vote(row: Row) -> list[str]:
     right = majority["accuracy"]["mean"]
     before = row["heldout"] if row["heldout"] is not None else row["accuracy"]["mean"]
     what = "greedy" if row["heldout"] is not None else "one try"
-    if right < 0.5:
-        return [
-            f"a vote (lmsi) is right on {right:.0%} of the prompts only: the policy would become "
-            "sure of what is wrong"
-        ]
+    mostly = "; most votes are wrong, which rounds of voting make surer" if right < 0.5 else ""
     return [
         f"a vote (lmsi) has its ceiling at {right:.2f}, where {what} stands at {before:.2f}: "
-        f"{max(0.0, right - before):.2f} to gain at most"
+        f"{max(0.0, right - before):.2f} to gain at most{mostly}"
     ]
 
 
@@ -125,15 +128,12 @@ def _privileged(row: Row) -> list[str]:
     if not row["teacher"]:
         return []
     gain = row["teacher"]["gain"]
+    said = f"shown the reference the policy gains {gain['mean']:+.2f} +- {gain['stderr']:.2f}: "
+    if gain["mean"] <= 0:
+        return [f"{said}as its own teacher it has nothing to teach"]
     if gain["mean"] <= 2 * gain["stderr"]:
-        return [
-            f"shown the reference the policy gains {gain['mean']:+.2f} +- {gain['stderr']:.2f}: as "
-            "its own teacher it has nothing to teach"
-        ]
-    return [
-        f"shown the reference the policy gains {gain['mean']:+.2f}: there is something to distil "
-        "from that view (star's hints, self-distillation)"
-    ]
+        return [f"{said}too little to tell from noise on so few prompts"]
+    return [f"{said}that view has something to distil (star's hints, self-distillation)"]
 
 
 def _share(share: Row) -> str:

@@ -27,7 +27,8 @@ def add_judge_commands(app: typer.Typer) -> None:
 def judge_test(
     judge: Annotated[str, typer.Argument(help="A name, or path.py:name.")],
     samples: Annotated[
-        Path, typer.Option(help="JSONL with prompt, completion and maybe answer, gold, policy.")
+        Path,
+        typer.Option(help="JSONL with prompt, completion, maybe answer, gold, policy; or a run."),
     ],
     options: Annotated[list[str] | None, typer.Argument(metavar="[OPTION=VALUE]...")] = None,
     gold: Annotated[
@@ -46,21 +47,22 @@ def judge_test(
     model: Annotated[
         str | None, typer.Option(help="Who answers a judge that asks the run's own policy.")
     ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most samples to judge.")] = 400,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a sample may take.")] = 60.0,
     show: Annotated[int, typer.Option(min=0, help="How many verdicts to print.")] = 10,
     as_json: Json = False,
 ) -> None:
-    """Judge the samples of a file, as a run would, and print the judge's report card."""
+    """Judge the samples of a file or a run, and print the judge's report card."""
     from selfkd.cardtext import render_card
     from selfkd.controls import ControlOptions
     from selfkd.judgetest import spec_of, try_judge
     from selfkd.reportcard import notes, report_card
-    from selfkd.samplefile import read_samples_file
+    from selfkd.samplefile import read_samples
 
     spec = spec_of(judge, options or [])
     trial = try_judge(
         spec,
-        read_samples_file(samples, needs_answer=spec.needs_answer),
+        read_samples(samples, limit=limit, needs_answer=spec.needs_answer),
         timeout=timeout,
         repeats=repeats,
         controls=ControlOptions.model_validate({"per_round": controls, "score": top_score}),

@@ -110,7 +110,11 @@ def test_a_run_is_sampled_once_and_goes_on_with_these_samples(tmp_path: Path) ->
     assert row["round"] == 0
     assert row["teacher"]["privileged"] == 1 and row["teacher"]["plain"] == pytest.approx(6 / 8)
     assert row["teacher"]["gain"]["mean"] == pytest.approx(2 / 8)
-    assert "something to distil" in "\n".join(meanings(row))
+    assert "gains +0.25 +- 0.13: too little to tell from noise" in "\n".join(meanings(row))
+    sure = {**row["teacher"], "gain": {"mean": 0.25, "stderr": 0.05, "prompts": 64}}
+    assert "something to distil" in "\n".join(meanings(row | {"teacher": sure}))
+    none = {**row["teacher"], "gain": {"mean": 0.0, "stderr": 0.05, "prompts": 64}}
+    assert "has nothing to teach" in "\n".join(meanings(row | {"teacher": none}))
     assert [s.label for s in round_steps(path, 0)] == [""] * 5  # nothing of it is in the rounds
 
     again = resumed(run, answer)
@@ -133,4 +137,4 @@ def test_starvation_and_a_vote_that_is_wrong_are_said(tmp_path: Path) -> None:
     play_script(run)
     said = "\n".join(meanings(forecast(run.ledger.path, 0)))
     assert "will starve: 0% of the prompts" in said
-    assert "the policy would become sure of what is wrong" in said
+    assert "ceiling at 0.00" in said and "most votes are wrong" in said
