@@ -38,7 +38,7 @@ def assemble(
     plan = plan_memory(config, model_path)
     plan.check()
     swap = residency(config, plan) == "swap"
-    announce(path, resolved, reporter, ledger, kind)
+    announce(path, resolved, reporter, ledger, f"{kind} {compute_dtype(config.engine.dtype)}")
     for text in (said, *notes(resolved, source, plan, swap)):
         if text:
             reporter.event("message", text=text)
@@ -72,7 +72,7 @@ def assemble_record(
     """A run that samples and trains nothing: neither model nor prompts are opened, and without
     `judging` no process is started."""
     config = resolved.config
-    announce(path, resolved, reporter, ledger, "none")
+    announce(path, resolved, reporter, ledger, "no engine")
     setting = Setting(Path(config.model), None, "transformers", False, 0, 0, 0)
     prompts: Any = None
     cluster = Cluster(config.cluster.address, timeout=config.cluster.timeout)
@@ -150,7 +150,7 @@ def announce(
         "model": Path(config.model).name,
         "judge": resolved.judge.name,
         "rounds": resolved.options.rounds,
-        "engine": f"{engine} {compute_dtype(config.engine.dtype)}",
+        "engine": engine,
         "resumed": resumed,
     }
     ledger.event("run_started", **facts)
