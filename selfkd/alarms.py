@@ -19,8 +19,6 @@ ACCEPT_HIGH = 0.98
 """Acceptance outside of these teaches nothing: next to no data, or data that no judge chose."""
 FAILURES = 0.05
 """Share of samples without a reward: METHODS 5, parse rate below 0.95."""
-CONSTANT = 16
-"""Least number of rewards that have to be equal to say something of the judge."""
 COVERAGE = 0.20
 """Share of prompts with a kept sample: METHODS 5, starvation."""
 TRUNCATION = 0.50
@@ -123,10 +121,10 @@ def _judge_failures(rows: Rows) -> str:
 
 def _constant_judge(rows: Rows) -> str:
     last = rows[-1]
-    if last["reward_std"] != 0 or (last["scored"] or 0) < CONSTANT:
+    low, mean, high = last["reward_p10"], last["reward_mean"], last["reward_p90"]
+    if low is None or (last["scored"] or 0) < 2 or low != high or abs(mean - low) > 1e-9:
         return ""
-    reward = last["reward_mean"]
-    return f"all {last['scored']} rewards are {reward:g}: the judge tells the samples not apart"
+    return f"the judge gives every sample the reward {mean:g}: there is nothing to choose by"
 
 
 def _judge_controls(rows: Rows) -> str:

@@ -13,8 +13,7 @@ unscored_by     {status: count} of the unscored
 scored_share    scored / (scored + unscored): how much of the round the judge's figures speak for
 kept            samples kept, over all keep steps
 dropped         {reason: count} of the others
-reward_mean     mean reward of the scored; reward_p10, _p50, _p90: quantiles, interpolated;
-                reward_std: standard deviation
+reward_mean     mean reward of the scored; reward_p10, _p50, _p90: quantiles, interpolated
 accept_rate     kept / (kept + dropped)
 coverage        share of prompts, among those decided on, with at least one kept sample
 heldout_reward  mean reward of the scored held-out answers of the policy measured in this round
@@ -198,7 +197,7 @@ def _sample_figures(steps: Sequence[StepRecord]) -> Row:
 
 def _reward_figures(steps: Sequence[StepRecord]) -> Row:
     quantiles = {"reward_p10": 0.1, "reward_p50": 0.5, "reward_p90": 0.9}
-    names = ("scored", "unscored", "unscored_by", "scored_share", "reward_mean", "reward_std")
+    names = ("scored", "unscored", "unscored_by", "scored_share", "reward_mean")
     names = (*names, *quantiles, "pass_at_k")
     if not steps:
         return dict.fromkeys(names)
@@ -213,7 +212,6 @@ def _reward_figures(steps: Sequence[StepRecord]) -> Row:
     }
     if known.any():
         row["reward_mean"] = float(rewards[known].mean())
-        row["reward_std"] = float(rewards[known].std())
         row |= {name: float(np.quantile(rewards[known], q)) for name, q in quantiles.items()}
         row["pass_at_k"] = pass_at_k(codes(table.column("prompt_id"))[known], rewards[known])
     return row

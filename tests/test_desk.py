@@ -1,7 +1,7 @@
 """The desk that generation and judging share: one engine thread, whatever the order of orders."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -124,10 +124,12 @@ def test_nobody_works_for_one_who_gave_up(desk: Desk) -> None:
     given_up = desk.answers("base", work("a", "b", "c"))
     slow(desk).go.release()
     next(given_up)
+    assert isinstance(given_up, Generator)
     given_up.close()
     slow(desk).go.release(9)
     assert [i for i, _ in desk.answers("base", work("d"))] == ["d"]
-    assert [name.partition("/")[2] for name in slow(desk).dropped] == ["b", "c"]
+    # b may have been in work already.
+    assert {name.partition("/")[2] for name in slow(desk).dropped} in ({"b", "c"}, {"c"})
 
 
 def test_an_engine_that_cannot_start_says_so_at_once() -> None:

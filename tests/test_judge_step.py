@@ -85,6 +85,6 @@ def test_a_constant_judge_is_told_of_and_makes_no_pair(tmp_path: Path) -> None:
     run = begun(tmp_path, "same", loop="iterative_rpo", on_no_signal="continue")
     play_script(run)
     rows = round_rows(run.ledger.path)
-    assert rows[0]["reward_std"] == 0 and rows[0]["pairs"]["pairs"] == 0
+    assert rows[0]["reward_p10"] == 3 and rows[0]["pairs"]["pairs"] == 0
     assert run.jobs == [] and rows[0]["train"]["no_signal"]
     assert "constant_judge" in {a.name for a in alarms(rows)}
