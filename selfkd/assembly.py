@@ -15,7 +15,8 @@ from selfkd.memory import Footprint, context_length, footprint
 from selfkd.models import check_model_dir, resolve_model
 from selfkd.progress import Reporter
 from selfkd.prompts import PromptSource, open_prompts, require_answers
-from selfkd.run import Run, Setting
+from selfkd.run import Run
+from selfkd.setting import Setting
 
 
 @contextlib.contextmanager
@@ -45,7 +46,7 @@ def assemble(
             where="engine.overlap",
             remedy="set engine.residency=both if there is memory enough, or engine.overlap=false",
         )
-    announce(path, resolved, reporter, ledger, kind)
+    announce(path, resolved, reporter, ledger, f"{kind} {compute_dtype(config.engine.dtype)}")
     for text in (said, *notes(resolved, source, plan, swap)):
         if text:
             reporter.event("message", text=text)
@@ -79,7 +80,7 @@ def assemble_record(
     """A run that samples and trains nothing: neither model nor prompts are opened, and without
     `judging` no process is started."""
     config = resolved.config
-    announce(path, resolved, reporter, ledger, "none")
+    announce(path, resolved, reporter, ledger, "no engine")
     setting = Setting(Path(config.model), None, "transformers", False, 0, ANYWHERE, ANYWHERE)
     prompts: Any = None
     cluster = Cluster(config.cluster.address, timeout=config.cluster.timeout)
@@ -173,7 +174,7 @@ def announce(
         "model": Path(config.model).name,
         "judge": resolved.judge.name,
         "rounds": resolved.options.rounds,
-        "engine": f"{engine} {compute_dtype(config.engine.dtype)}",
+        "engine": engine,
         "resumed": resumed,
     }
     ledger.event("run_started", **facts)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from selfkd.errors import SelfkdError, Stopped, UsageError
-from selfkd.judgecommands import Events, add_judge_commands
-from selfkd.viewer.commands import Json, RunDir, RunsDir, add_commands, colour, find_run
+from selfkd.judgecommands import Events, SkipBad, add_judge_commands
+from selfkd.viewer.commands import Json, RunDir, RunsDir, add_commands, colour, find_run, resumable
 
 app = typer.Typer(
     add_completion=False,
@@ -22,7 +22,6 @@ model_app = typer.Typer(no_args_is_help=True, help="Models that selfkd can fetch
 app.add_typer(model_app, name="model")
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
-SkipBad = Annotated[bool, typer.Option(help="Count and skip broken prompt rows.")]
 Local = Annotated[
     bool, typer.Option("--local", help="Use this machine alone, ignoring RAY_ADDRESS.")
 ]
@@ -205,13 +204,8 @@ def execute_run(path: Path, resolved: Any, json_events: bool, skip_bad: bool = F
     from selfkd.launch import execute
     from selfkd.progress import make_reporter
 
-    try:
-        with make_reporter(json_events) as reporter:
-            best = execute(path, resolved, reporter, skip_bad=skip_bad)
-    except SelfkdError as error:
-        if error.exit_code in (3, 4, 5):
-            error.resume = f"selfkd resume {path}"
-        raise
+    with resumable(path), make_reporter(json_events) as reporter:
+        best = execute(path, resolved, reporter, skip_bad=skip_bad)
     if not json_events:
         print(_closing(path, best))
 

@@ -249,7 +249,7 @@ def _ended_here() -> str:
     """Which of Ray's own processes that this one started has ended, if one has."""
     from ray._private import worker
 
-    node = worker._global_node
+    node: Any = worker._global_node
     dead = {str(kind) for kind, _ in node.dead_processes()} if node else set()
     return next((name for name in ("raylet", "gcs_server") if name in dead), "")
 

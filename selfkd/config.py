@@ -21,7 +21,7 @@ from selfkd.errors import UsageError
 from selfkd.judging import JudgeSpec, absolute_judge, resolve_judge
 from selfkd.options import Options
 from selfkd.plugins import LoopPlugin, absolute_spec, find_loop
-from selfkd.processes import ClusterConfig, EngineConfig
+from selfkd.processes import ClusterConfig, EngineConfig, JudgingConfig
 from selfkd.prompts import PromptOptions
 from selfkd.retention import KeepOptions
 from selfkd.sampling.base import Sampling
@@ -47,22 +47,6 @@ class LoopOptions(Options):
     def samples(self, prompts: int) -> int:
         """Samples of a round over so many prompts, for plans."""
         return prompts * getattr(self, "samples_per_prompt", 1)
-
-
-class JudgingConfig(Options):
-    """The processes that judge."""
-
-    workers: int = Field(1, ge=1)
-    """Judge processes."""
-    timeout: float = Field(60.0, gt=0)
-    """Longest time one sample may take to judge, seconds, without waiting for a model's answer."""
-    max_failure_rate: float = Field(0.05, ge=0, le=1)
-    """Share of errors and time-outs above which the run stops."""
-    cache: bool = True
-    """Use and keep verdicts of judges that declare them cacheable (`$SELFKD_CACHE`)."""
-    anchors: int = Field(0, ge=0)
-    """Samples of the first round that the judge is shown again in each later one, to tell whether
-    it drifts, as a judge that is the policy itself will; 0: none."""
 
 
 class GateConfig(Options):

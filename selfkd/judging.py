@@ -205,22 +205,45 @@ def options_doc(plugin: JudgePlugin) -> list[tuple[str, str, Any, str]]:
 
 
 def check_failures(
-    count: int, unscored: Mapping[str, int], example: Verdict | None, max_rate: float
+    count: int, unscored: Mapping[str, int], example: Verdict | None, max_rate: float, total: int
 ) -> None:
-    """DataError if errors and time-outs are more than the share `max_rate` of `count` verdicts.
+    """DataError if errors and time-outs are more than the share `max_rate` of `total` samples.
 
-    `unscored` counts those without a reward by status, and `example` is one that failed; `unparsed`
-    and `abstained` are judgements and do not count as failures.
+    Of the `count` verdicts so far `unscored` counts those without a reward by status, and `example`
+    is one that failed; `unparsed` and `abstained` are judgements and do not count.
     """
     failed = sum(unscored.get(status, 0) for status in FAILURES)
-    if example is None or failed / count <= max_rate:
+    if example is None or failed <= max_rate * total:
         return
-    listed = ", ".join(f"{count} {status}" for status, count in sorted(unscored.items()))
     raise DataError(
-        f"judge {example.judge!r} failed on {failed} of {count} samples ({listed}), "
-        f"more than the share {max_rate:g}; for example {example.rationale}",
-        remedy="fix the judge (see `selfkd judge test`) or raise judging.max_failure_rate",
+        f"judge {example.judge!r} failed on {failed} of {count} samples ({_listed(unscored)}), "
+        f"more than the share {max_rate:g} of {total}; for example {example.rationale}",
+        remedy="mend the judge (see `selfkd judge test`) or raise judging.max_failure_rate; on "
+        "resume the failed ones are judged again",
     )
+
+
+def check_scored(
+    count: int, unscored: Mapping[str, int], example: Verdict | None, max_share: float, total: int
+) -> None:
+    """DataError if more than the share `max_share` of `total` samples have no reward.
+
+    Whatever the reason: what is selected among the rest is mostly what the judge could read.
+    `example` is one without a reward.
+    """
+    without = sum(unscored.values())
+    if example is None or without <= max_share * total:
+        return
+    why = f"; for example {example.rationale}"[:300] if example.rationale else ""
+    raise DataError(
+        f"judge {example.judge!r} gave {without} of {count} samples no reward "
+        f"({_listed(unscored)}), more than the share {max_share:g} of {total}{why}",
+        remedy="see why with `selfkd judge test`, or raise judging.max_unscored",
+    )
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
 
 
 def _takes_model(plugin: JudgePlugin) -> bool:

@@ -4,10 +4,10 @@ import contextlib
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -30,8 +30,11 @@ from selfkd.provenance import provenance
 from selfkd.reporting import Reports
 from selfkd.retention import is_pruned
 from selfkd.rundir import of_verb, round_steps
-from selfkd.stopping import StopSignals
+from selfkd.stopping import EndOfRun, StopSignals
 from selfkd.yamlfile import flatten
+
+if TYPE_CHECKING:
+    from selfkd.run import Run
 
 SCHEMA = 1
 """Version of the run directory's layout."""
@@ -168,22 +171,29 @@ def _pruned_for(path: Path, round: int) -> list[str]:
     return [n for n in trained if is_pruned(policy_dir(path, n))]
 
 
-def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: bool = False) -> str:
+def execute(
+    path: Path,
+    resolved: Resolved,
+    reporter: Reporter,
+    *,
+    skip_bad: bool = False,
+    play: "Callable[[Run], None] | None" = None,
+) -> str:
     """Run the loop to its end in the run directory `path`; the name of the best policy.
 
     Everything recorded is replayed, so this is also how a run is resumed. Raises Stopped on a
-    requested stop; every other SelfkdError is recorded as `run_failed` first.
+    requested stop; every other SelfkdError is recorded as `run_failed` first. `play` is done with
+    the run instead of the whole loop.
     """
     from selfkd.again import judge_again
     from selfkd.assembly import assemble, assemble_record
-    from selfkd.run import EndOfRun
 
     started = time.monotonic()
-    parent = read_run(path)[1].get("parent")
-    report_to = resolved.config.report_to
-    again = parent["again"] if parent and "again" in parent else None
+    parent = read_run(path)[1].get("parent") or {}
+    again = parent.get("again")
+    play = play or (judge_again if again else lambda run: resolved.loop.fn(run, resolved.options))
     with (
-        Reports(path, report_to, reporter) as reports,
+        Reports(path, resolved.config.report_to, reporter) as reports,
         RunLock(path) as lock,
         Presence() as presence,
         StopSignals() as stop,
@@ -213,10 +223,7 @@ def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: boo
                 reports.start()
                 reason = ""
                 try:
-                    if again:
-                        judge_again(run)
-                    else:
-                        resolved.loop.fn(run, resolved.options)
+                    play(run)
                 except EndOfRun as end:
                     reason = end.reason
                 run.finish()

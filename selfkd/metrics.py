@@ -10,6 +10,7 @@ samples         own samples
 scored          own samples with a reward
 unscored        own samples judged without a reward
 unscored_by     {status: count} of the unscored
+scored_share    scored / (scored + unscored): how much of the round the judge's figures speak for
 kept            samples kept, over all keep steps
 dropped         {reason: count} of the others
 reward_mean     mean reward of the scored; reward_p10, _p50, _p90: quantiles, interpolated
@@ -217,7 +218,8 @@ def _sample_figures(steps: Sequence[StepRecord]) -> Row:
 
 def _reward_figures(steps: Sequence[StepRecord]) -> Row:
     quantiles = {"reward_p10": 0.1, "reward_p50": 0.5, "reward_p90": 0.9}
-    names = ("scored", "unscored", "unscored_by", "reward_mean", *quantiles, "pass_at_k")
+    names = ("scored", "unscored", "unscored_by", "scored_share", "reward_mean")
+    names = (*names, *quantiles, "pass_at_k")
     if not steps:
         return dict.fromkeys(names)
     table = _table(steps, ["prompt_id", "reward", "status"])
@@ -227,15 +229,16 @@ def _reward_figures(steps: Sequence[StepRecord]) -> Row:
         "scored": int(known.sum()),
         "unscored": int((~known).sum()),
         "unscored_by": counts(table.filter(pa.array(~known)).column("status")),
+        "scored_share": float(known.mean()) if len(known) else None,
     }
     if known.any():
         row["reward_mean"] = float(rewards[known].mean())
         row |= {name: float(np.quantile(rewards[known], q)) for name, q in quantiles.items()}
-        row["pass_at_k"] = _pass_at_k(codes(table.column("prompt_id"))[known], rewards[known])
+        row["pass_at_k"] = pass_at_k(codes(table.column("prompt_id"))[known], rewards[known])
     return row
 
 
-def _pass_at_k(prompts: np.ndarray, rewards: np.ndarray) -> dict[str, float]:
+def pass_at_k(prompts: np.ndarray, rewards: np.ndarray) -> dict[str, float]:
     """Unbiased pass@k; `prompts` holds one number a sample, `rewards` its reward."""
     n = np.bincount(prompts)
     c = np.bincount(prompts, weights=rewards >= SUCCESS)

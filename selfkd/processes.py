@@ -1,4 +1,4 @@
-"""What a config may say about the sampler's process, and about the cluster that all run on."""
+"""What a config may say about its processes, and about the cluster that all run on."""
 
 from typing import Literal
 
@@ -40,6 +40,24 @@ class EngineConfig(Options):
     """Deaths of the sampler in a row before the run gives up."""
     start_timeout: float = Field(300.0, gt=0)
     """Longest start of the engine, seconds."""
+
+
+class JudgingConfig(Options):
+    """The processes that judge."""
+
+    workers: int = Field(1, ge=1)
+    """Judge processes."""
+    timeout: float = Field(60.0, gt=0)
+    """Longest time one sample may take to judge, seconds, without waiting for a model's answer."""
+    max_failure_rate: float = Field(0.05, ge=0, le=1)
+    """Share of errors and time-outs above which the run stops."""
+    max_unscored: float = Field(0.9, ge=0, le=1)
+    """Share of samples without a reward, for whatever reason, above which the run stops."""
+    cache: bool = True
+    """Use and keep verdicts of judges that declare them cacheable (`$SELFKD_CACHE`)."""
+    anchors: int = Field(0, ge=0)
+    """Samples of the first round that the judge is shown again in each later one, to tell whether
+    it drifts, as a judge that is the policy itself will; 0: none."""
 
 
 class ClusterConfig(Options):

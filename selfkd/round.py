@@ -11,7 +11,6 @@ from selfkd.ledger import Step
 from selfkd.objectives import Guide, Objective, Which
 from selfkd.overlap import Asked
 from selfkd.pairs import DEMONSTRATION, PairRule
-from selfkd.policies import Policy
 from selfkd.prompts import PromptSource
 from selfkd.records import (
     Pair,
@@ -23,15 +22,15 @@ from selfkd.records import (
     read_rows,
 )
 from selfkd.rules import Rule
-from selfkd.rundir import ANCHORS, AUDIT, CONTROLS, HELDOUT
+from selfkd.rundir import AUDIT, HELDOUT
 from selfkd.sampling.base import Sampling
 from selfkd.segments import Segment, cut
-from selfkd.tables import Anchors, Judgements, Kept, Pairs, Samples, Scored, Taught, decisions
+from selfkd.tables import Kept, Pairs, Samples, Scored, Taught, decisions
 from selfkd.teaching import ServedTeacher
-from selfkd.verbs.control import judge_controls
+from selfkd.verbs.control import watch_judge
 from selfkd.verbs.demonstrate import record_demonstrations
 from selfkd.verbs.generate import sample_shards
-from selfkd.verbs.judge import judge_shards
+from selfkd.verbs.judge import judge_shards, judgement_steps
 from selfkd.verbs.keep import record_decisions
 from selfkd.verbs.pair import record_pairs
 from selfkd.verbs.score import record_scores
@@ -56,8 +55,10 @@ class Round:
         self.rng = np.random.default_rng([run.config.seed, number])
         self._reached = policy
         """The policy as the trainings of the round have left it."""
-        self._controlled = False
-        self._anchored = False
+        self.controlled = False
+        """Whether controls were planted, or are not wanted."""
+        self.anchored = False
+        """Whether the judge was shown the anchors, or need not be."""
 
     def ahead(self) -> "Round":
         """The round after this one as it is before this one's training: one policy behind."""
@@ -96,7 +97,7 @@ class Round:
         }
         if self._behind:
             args["behind"] = self._behind
-        step = self._step("generate", label, args, len(prompts) * n)
+        step = self.step("generate", label, args, len(prompts) * n)
         samples = Samples(
             step,
             prompts,
@@ -118,7 +119,7 @@ class Round:
         drawn = source.train(self.number) if isinstance(source, PromptSource) else list(source)
         identity = content_hash([[p.id, dict(p.columns)] for p in drawn])
         args = {"prompts": identity, "view": view.name}
-        step = self._step("prompts", label, args, len(drawn))
+        step = self.step("prompts", label, args, len(drawn))
         if not step.finished:
             limit = self.run.setting.context - sampling.max_tokens
             tokens = self.run.render_all([view(p) for p in drawn])
@@ -129,11 +130,7 @@ class Round:
         return read_prompts(table), table.column("tokens"), step
 
     def demonstrate(
-        self,
-        prompts: Sequence[Prompt],
-        texts: Mapping[str, str],
-        *,
-        label: str,
+        self, prompts: Sequence[Prompt], texts: Mapping[str, str], *, label: str
     ) -> Samples:
         """Completions that were given, as samples: one a prompt, found by the prompt's id.
 
@@ -144,7 +141,7 @@ class Round:
         prompts, _, asked = self._prompts(prompts, plain, sampling, label)
         identity = content_hash([texts[p.id] for p in prompts])
         args = {"prompts": asked.fingerprint, "texts": identity, "policy_name": DEMONSTRATION}
-        step = self._step("generate", label, args, len(prompts))
+        step = self.step("generate", label, args, len(prompts))
         if not step.finished:
             record_demonstrations(self, step, prompts, texts)
         return Samples(step, prompts, 1, lambda: iter(()), DEMONSTRATION)
@@ -164,44 +161,16 @@ class Round:
         if judge.engine:
             asked = self.run.policies.get(self.policy if judge.engine == OWN else judge.engine)
             args |= {"policy": asked.fingerprint, "policy_name": asked.name}
-        step = self._step("judge", label, args, samples.count)
-        told = self._judgements(step, label) if judge.writes else None
+        step = self.step("judge", label, args, samples.count)
+        told = judgement_steps(self, step, label) if judge.writes else None
 
         def produce() -> None:
             judge_shards(self, step, samples, judge, self.run.calls_for(judge, asked), told)
 
         scored = Scored(step, samples, produce, told)
         self.run.owed.insert(0, scored)  # before its samples, which it takes as they come
-        own = judge.identity() == self.run.judge.identity()
-        if own and label not in (HELDOUT, AUDIT, ANCHORS):
-            self._add_controls(scored, judge, asked)
-        if not label:
-            self._judge_anchors(samples, judge)
+        watch_judge(self, samples, scored, judge, asked)
         return scored
-
-    def _judgements(self, judging: Step, label: str) -> Judgements:
-        name = f"{label}-judgements" if label else "judgements"
-        args = {"judging": judging.fingerprint}
-        return Judgements(
-            self._step("prompts", name, args, 0), self._step("generate", name, args, 0)
-        )
-
-    def _add_controls(self, scored: Scored, judge: JudgeSpec, asked: Policy | None) -> None:
-        """Once a round, have controls judged after the samples, if the config asks for them."""
-        options = self.run.config.controls
-        if not options.per_round or self._controlled:
-            return
-        self._controlled = True
-        args = {
-            "scored": scored.step.fingerprint,
-            "judge": judge.identity(),
-            "controls": options.model_dump(exclude={"action"}),
-        }
-        verbs = ("prompts", "generate", "judge")
-        prompts, planted, judged = (self._step(verb, CONTROLS, args, 0) for verb in verbs)
-        scored.then = lambda: judge_controls(
-            self, prompts, planted, judged, scored, judge, self.run.calls_for(judge, asked)
-        )
 
     def audit(self, samples: Samples, gold: JudgeSpec | None) -> Scored | None:
         """Gold's verdicts on samples that the run's judge scores, to compare the two.
@@ -212,17 +181,6 @@ class Round:
         if gold is None or (gold.needs_answer and any(p.answer is None for p in samples.prompts)):
             return None
         return self.judge(samples, gold, label=AUDIT)
-
-    def _judge_anchors(self, samples: Samples, judge: JudgeSpec) -> None:
-        """Once a round, have the judge look again at what it judged in the first."""
-        most = self.run.config.judging.anchors
-        if not most or self._anchored:
-            return
-        self._anchored = True
-        if self.number == 0:
-            self.run.anchors = Anchors(samples, most)
-        elif self.run.anchors is not None:
-            self.judge(self.run.anchors, judge, label=ANCHORS)
 
     def score(
         self,
@@ -242,7 +200,7 @@ class Round:
         texts = dict(answers or {})
         given = content_hash([[s.id, rewards.get(s.id), texts.get(s.id)] for s in samples.rows])
         args = {"samples": samples.step.fingerprint, "judge": judge, "rewards": given}
-        step = self._step("judge", label, args, samples.count)
+        step = self.step("judge", label, args, samples.count)
         if not step.finished:
             record_scores(self, step, samples.rows, rewards, texts, judge)
         return Scored(step, samples, lambda: None)
@@ -258,7 +216,7 @@ class Round:
         label = label or samples.step.label
         names = {"teacher": teacher.name, "top_k": teacher.top_k, "view": view.name}
         args = {"samples": samples.step.fingerprint} | names
-        step = self._step("teach", label, args, samples.count)
+        step = self.step("teach", label, args, samples.count)
         if not step.finished:
             teach_shards(self, step, samples, teacher, view)
         rows = [t for table in step.tables() for t in read_rows(table, Teaching)]
@@ -283,7 +241,7 @@ class Round:
         args = {"scored": scored.step.fingerprint, "rule": rule.name, "seed": self.run.config.seed}
         if weights:
             args["weights"] = weights.name
-        step = self._step("keep", label, args, 0)
+        step = self.step("keep", label, args, 0)
         if not step.finished:
             tables = decisions(scored, rule, [self.run.config.seed, self.number], weights)
             record_decisions(self, step, tables, rule.name)
@@ -301,8 +259,8 @@ class Round:
             part.wait()
         inputs = [part.step.fingerprint for part in parts]
         args = {"scored": inputs, "rule": rule.name, "seed": self.run.config.seed}
-        kept = self._step("keep", label, args, 0)
-        step = self._step("pair", label, args, 0)
+        kept = self.step("keep", label, args, 0)
+        step = self.step("pair", label, args, 0)
         record_pairs(self, kept, step, parts, rule)
         return Pairs(step, parts, [p for t in step.tables() for p in read_rows(t, Pair)])
 
@@ -367,9 +325,10 @@ class Round:
         plan = Plan(origin, reached, ref, options, steps, segment)
         if segment:
             args |= {"first": segment.first, "total": segment.total, "from": plan.here.fingerprint}
-        step = self._step("train", segment.label if segment else "", args, 0)
+        step = self.step("train", segment.label if segment else "", args, 0)
         with self.run.overlapping(self, trains=not step.finished):
             if not step.finished:
+                self.run.before_training()
                 train_policy(self, step, objective, plan)
         self._reached = step.summary["policy"]
         if segment and not segment.last:
@@ -406,7 +365,8 @@ class Round:
 
     # -- records --------------------------------------------------------------------------------
 
-    def _step(self, verb: str, label: str, args: dict[str, Any], total: int) -> Step:
+    def step(self, verb: str, label: str, args: dict[str, Any], total: int) -> Step:
+        """The step of this round that `args` describe, recorded or new; a new one is told of."""
         step = self.run.ledger.step(self.number, verb, label, args)
         if not step.finished:
             self.run.emit(

@@ -4,10 +4,9 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from selfkd.alarms import Alarm
 from selfkd.chat import render_all, same_tokenizer
@@ -33,34 +32,12 @@ from selfkd.round import Round
 from selfkd.rundir import HELDOUT
 from selfkd.samplers import make_sampler
 from selfkd.sampling.replicas import Sampler
+from selfkd.setting import Setting
+from selfkd.stopping import EndOfRun, SampledOnce
 from selfkd.tables import Anchors, Samples, Scored
 from selfkd.trainers import Trainers
 from selfkd.training.base import TrainJob, TrainReport
 from selfkd.verdictcache import VerdictCache
-
-
-class EndOfRun(Exception):
-    """Raised to end a loop early but in order; `reason` is recorded."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What was settled before a run starts: model, engine kind, memory, devices."""
-
-    model_path: Path
-    tokenizer: Any
-    engine: Literal["vllm", "transformers"]
-    swap: bool
-    """Sampler and trainer take turns in memory."""
-    context: int
-    """Longest prompt plus completion, tokens."""
-    sampler: Place
-    """What the sampler reserves of the cluster, each of its replicas."""
-    trainer: Place
 
 
 class Run:
@@ -88,6 +65,8 @@ class Run:
         self.best = "base"
         self.newest = "base"
         """The policy trained last, promoted or not."""
+        self.only_samples = False
+        """Whether to stop before the first training."""
         self.owed: list[Samples | Scored] = []
         """Handles that a loop may not have looked into when its round ends."""
         self.anchors: Anchors | None = None
@@ -255,6 +234,13 @@ class Run:
         if self._overlap is None:
             return contextlib.nullcontext()
         return self._overlap.during(round, trains=trains)
+
+    def before_training(self) -> None:
+        """Called before anything is trained; raises SampledOnce in a run that is only forecast."""
+        if self.only_samples:
+            for handle in self.owed:
+                handle.wait()
+            raise SampledOnce("everything is sampled and judged, and nothing is trained yet")
 
     def trained(self, policy: str) -> None:
         """A training made `policy`; it is current until a gate says otherwise."""

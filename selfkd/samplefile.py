@@ -1,14 +1,29 @@
-"""Samples of a file, for trying a judge on: one JSON object a line."""
+"""Samples to try a judge on: of a file, one JSON object a line, or of a run."""
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import pyarrow as pa
+
+from selfkd.config import resolve
 from selfkd.errors import DataError
-from selfkd.records import Finish, Prompt, Sample
+from selfkd.launch import read_run
+from selfkd.metrics import SUCCESS
+from selfkd.records import (
+    PROMPTS,
+    SAMPLES,
+    VERDICTS,
+    Finish,
+    Prompt,
+    Sample,
+    read_prompts,
+)
+from selfkd.records import read_samples as read_samples_table
+from selfkd.rundir import AUDIT, StepRecord, of_verb, round_numbers, round_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +49,62 @@ def read_samples_file(path: Path, *, needs_answer: bool = False) -> Labelled:
     if not samples:
         raise DataError("there is no sample in the file", where=str(path))
     return Labelled(samples, gold)
+
+
+def read_samples(path: Path, *, limit: int, needs_answer: bool = False) -> Labelled:
+    """Samples of a file, or of a run's directory: `limit` at most, whole prompts, and of a run as
+    many of each round. DataError where there is none."""
+    whole = (path / "run.yaml").exists()
+    found = _recorded(path) if whole else read_samples_file(path, needs_answer=needs_answer)
+    rounds: dict[int, list[Sample]] = {}
+    for sample in found.samples:
+        rounds.setdefault(sample.round, []).append(sample)
+    share = -(-limit // max(1, len(rounds)))
+    chosen = [s for samples in rounds.values() for s in _first(samples, share)]
+    if not chosen:
+        raise DataError("the run has no samples of its own yet", where=str(path))
+    return Labelled(chosen, {s.id: found.gold[s.id] for s in chosen if s.id in found.gold})
+
+
+def _first(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """The first samples, those of a prompt together, until there are `count`."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.prompt.id, []).append(sample)
+    found: list[Sample] = []
+    for group in groups.values():
+        if len(found) < count:
+            found += group
+    return found
+
+
+def _recorded(run_dir: Path) -> Labelled:
+    """A run's own samples, all rounds; labels are what gold said of them: right or wrong."""
+    samples: list[Sample] = []
+    gold: dict[str, float] = {}
+    label = "" if is_gold(run_dir) else AUDIT
+    for number in round_numbers(run_dir):
+        steps = round_steps(run_dir, number)
+        main = [s for s in steps if not s.label]
+        prompts = {p.id: p for t in _tables(main, "prompts", PROMPTS) for p in read_prompts(t)}
+        samples += [
+            s for t in _tables(main, "generate", SAMPLES) for s in read_samples_table(t, prompts)
+        ]
+        for table in _tables([s for s in steps if s.label == label], "judge", VERDICTS):
+            for row in table.to_pylist():
+                if row["reward"] is not None:
+                    gold[row["sample_id"]] = float(row["reward"] >= SUCCESS)
+    return Labelled(samples, gold)
+
+
+def _tables(steps: Sequence[StepRecord], verb: str, schema: pa.Schema) -> Iterator[pa.Table]:
+    return (table for step in of_verb(steps, verb) for table in step.tables(schema.names))
+
+
+def is_gold(run_dir: Path) -> bool:
+    """Whether a run's judge compares with reference answers."""
+    raw, _ = read_run(run_dir)
+    return resolve(raw, file=str(run_dir / "run.yaml")).judge.gold
 
 
 def _label(value: Any, where: str) -> float | None:

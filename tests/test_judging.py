@@ -17,6 +17,7 @@ from selfkd.judgepool import JudgePool
 from selfkd.judgetest import spec_of, try_judge
 from selfkd.judging import JudgeSpec, options_doc, resolve_judge
 from selfkd.plugins import find_judge
+from selfkd.processes import JudgingConfig
 from selfkd.records import VERDICTS, Prompt, Sample, Verdict, rows_table
 from selfkd.reportcard import report_card
 from selfkd.samplefile import Labelled, read_samples_file
@@ -526,25 +527,49 @@ def test_options_are_documented(folder: Path) -> None:
     assert options_doc(find_judge("regex"))[0][1:3] == ("re.Pattern[str] (required)", None)
 
 
-def test_failures_above_the_allowed_share_end_the_run() -> None:
-    def tally(**counts: int) -> Tally:
-        rewards = {"ok": 1.0}
-        found = Tally()
-        for status, count in counts.items():
-            row = Verdict("s", "p", "mine", rewards.get(status), status, rationale=f"{status} of s")  # type: ignore[arg-type]
-            found.add(rows_table([row] * count, VERDICTS))
-        return found
+def tally(**counts: int) -> Tally:
+    """Verdicts, so many of each status."""
+    found = Tally()
+    for status, count in counts.items():
+        reward = 1.0 if status == "ok" else None
+        row = Verdict("s", "p", "mine", reward, status, rationale=f"{status} of s")  # type: ignore[arg-type]
+        found.add(rows_table([row] * count, VERDICTS))
+    return found
 
-    tally().check(0.0)
-    tally(ok=90, error=5, timeout=5).check(0.1)
-    tally(unparsed=50, abstained=50).check(0.0)
+
+def limits(max_failure_rate: float, max_unscored: float = 1.0) -> JudgingConfig:
+    return JudgingConfig.model_validate(
+        {"max_failure_rate": max_failure_rate, "max_unscored": max_unscored}
+    )
+
+
+def test_failures_above_the_allowed_share_end_the_run() -> None:
+    tally().check(limits(0.0), 0)
+    tally(ok=90, error=5, timeout=5).check(limits(0.1), 100)
+    tally(unparsed=50, abstained=50).check(limits(0.0), 100)
     with pytest.raises(DataError) as caught:
-        tally(ok=80, error=7, timeout=4, unparsed=9).check(0.1)
+        tally(ok=80, error=7, timeout=4, unparsed=9).check(limits(0.1), 100)
     expected = "judge 'mine' failed on 11 of 100 samples (7 error, 4 timeout, 9 unparsed), "
     assert str(caught.value).startswith(
-        expected + "more than the share 0.1; for example error of s"
+        expected + "more than the share 0.1 of 100; for example error of s"
     )
     assert caught.value.exit_code == 4
+    # Told as soon as it is certain, and not before.
+    tally(error=10).check(limits(0.1), 100)
+    with pytest.raises(DataError, match="failed on 11 of 11 samples"):
+        tally(error=11).check(limits(0.1), 100)
+
+
+def test_too_few_rewards_end_the_run_whatever_the_reason() -> None:
+    tally().check(limits(1.0, 0.0), 0)
+    tally(ok=50, unparsed=30, abstained=20).check(limits(1.0, 0.5), 100)
+    with pytest.raises(DataError) as caught:
+        tally(ok=49, unparsed=30, abstained=20, error=1).check(limits(1.0, 0.5), 100)
+    assert str(caught.value).startswith(
+        "judge 'mine' gave 51 of 100 samples no reward (20 abstained, 1 error, 30 unparsed), more "
+        "than the share 0.5 of 100; for example unparsed of s"
+    )
+    assert caught.value.exit_code == 4 and "max_unscored" in str(caught.value)
 
 
 # -- selfkd judge test ----------------------------------------------------------------------------

@@ -24,6 +24,7 @@ KEYS = {
     "heldout_reward", "heldout_scored", "heldout_stderr", "seconds", "train", "pairs", "gate",
     "extra", "prompts", "reward_stderr", "reward_best", "reward_best_stderr", "reward_top",
     "reward_length", "similarity", "overlap", "anchors", "agreement", "controls",
+    "scored_share",
 }  # fmt: skip
 
 
@@ -57,6 +58,7 @@ def test_reward_figures(tmp_path):
     (row,) = round_rows(tmp_path / "run")
     assert (row["scored"], row["unscored"]) == (4, 2)
     assert row["unscored_by"] == {"timeout": 1, "unparsed": 1}
+    assert row["scored_share"] == pytest.approx(4 / 6)
     assert row["reward_mean"] == pytest.approx(2.5 / 4)
     # 0, .5, 1, 1 interpolated: position .3, 1.5 and 2.7 of 0..3
     assert row["reward_p10"] == pytest.approx(0.15)

@@ -10,6 +10,7 @@ from selfkd.enginecalls import EngineCalls
 from selfkd.errors import DataError
 from selfkd.judging import JudgeSpec
 from selfkd.ledger import Step
+from selfkd.policies import Policy
 from selfkd.records import (
     VERDICTS,
     Sample,
@@ -19,11 +20,47 @@ from selfkd.records import (
     rows_table,
     samples_table,
 )
-from selfkd.tables import Samples, Scored
+from selfkd.rundir import ANCHORS, AUDIT, CONTROLS, HELDOUT
+from selfkd.tables import Anchors, Samples, Scored
 from selfkd.verbs.judge import Tally
 
 if TYPE_CHECKING:
     from selfkd.round import Round
+
+
+def watch_judge(
+    round: "Round", samples: Samples, scored: Scored, judge: JudgeSpec, asked: Policy | None
+) -> None:
+    """Once a round, have the run's judge judge controls too, and samples of the first round again,
+    if the config asks for them."""
+    label = scored.step.label
+    if judge.identity() == round.run.judge.identity() and label not in (HELDOUT, AUDIT, ANCHORS):
+        _add_controls(round, scored, judge, asked)
+    most = round.run.config.judging.anchors
+    if label or not most or round.anchored:
+        return
+    round.anchored = True
+    if round.number == 0:
+        round.run.anchors = Anchors(samples, most)
+    elif round.run.anchors is not None:
+        round.judge(round.run.anchors, judge, label=ANCHORS)
+
+
+def _add_controls(round: "Round", scored: Scored, judge: JudgeSpec, asked: Policy | None) -> None:
+    options = round.run.config.controls
+    if not options.per_round or round.controlled:
+        return
+    round.controlled = True
+    args = {
+        "scored": scored.step.fingerprint,
+        "judge": judge.identity(),
+        "controls": options.model_dump(exclude={"action"}),
+    }
+    verbs = ("prompts", "generate", "judge")
+    prompts, planted, judged = (round.step(verb, CONTROLS, args, 0) for verb in verbs)
+    scored.then = lambda: judge_controls(
+        round, prompts, planted, judged, scored, judge, round.run.calls_for(judge, asked)
+    )
 
 
 def judge_controls(

@@ -1,14 +1,16 @@
 """The commands that look at runs, and those that pass on what they made."""
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from selfkd.errors import UsageError
+from selfkd.errors import SelfkdError, UsageError
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or its name.")]
 RunDirs = Annotated[list[Path], typer.Argument(metavar="RUN...")]
@@ -27,6 +29,17 @@ def find_run(run: Path, runs: Path) -> Path:
     if (run / "run.yaml").exists() or not (runs / run / "run.yaml").exists():
         return run
     return runs / run
+
+
+@contextlib.contextmanager
+def resumable(run: Path) -> Iterator[None]:
+    """Within it, an error of a run says how to go on."""
+    try:
+        yield
+    except SelfkdError as error:
+        if error.exit_code in (3, 4, 5):
+            error.resume = f"selfkd resume {run}"
+        raise
 
 
 def colour() -> bool:
