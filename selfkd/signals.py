@@ -22,6 +22,7 @@ anchors             {"samples", "reward_mean", "reward_first", "shift", "stderr"
 """
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -142,7 +143,7 @@ def _tokens(generated: Sequence[StepRecord]) -> Iterator[tuple[str, list[int]]]:
     """Prompt and tokens of each sample that has any, shard by shard."""
     for path in (p for s in generated for p in s.shards()):
         table = read_columns(path, ["prompt_id", "tokens"])
-        if pc.sum(pc.list_value_length(table.column("tokens"))).as_py():
+        if any(len(chunk.flatten()) for chunk in table.column("tokens").chunks):
             rows = zip(table["prompt_id"], table["tokens"], strict=True)
             yield from ((prompt.as_py(), tokens.as_py()) for prompt, tokens in rows)
 
@@ -165,8 +166,7 @@ def overlap(own: Sequence[StepRecord], heldout: Sequence[StepRecord]) -> float |
 
 def _plain(messages: pa.ChunkedArray) -> list[str]:
     """Messages without case and with single blanks."""
-    lower = pc.utf8_lower(messages)
-    return pc.replace_substring_regex(lower, r"(\\[nrt]|\s)+", " ").to_pylist()
+    return [re.sub(r"(\\[nrt]|\s)+", " ", text.lower()) for text in messages.to_pylist()]
 
 
 def anchor_figures(judged: Sequence[StepRecord]) -> Row | None:

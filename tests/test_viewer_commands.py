@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,13 @@ def test_what_is_remembered_stays_within_its_size():
     assert len(get("large", 50)) == 50  # larger than all: kept alone
     get("large", 50)
     assert made == ["a", "b", "c", "large"]
+
+
+def test_on_a_terminal_the_status_is_drawn_in_place(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    watch_status(EXAMPLE)
+    assert "round 4 of 4, reward 0.361" in sys.stdout.getvalue()  # type: ignore[attr-defined]

@@ -125,8 +125,8 @@ def config_differences(run_dirs: Sequence[Path]) -> dict[str, list[Any]]:
 
 def _config(run_dir: Path) -> Row:
     config = read_config(run_dir)
-    run = config.get("run")
-    head = run if isinstance(run, dict) else {}
+    recorded = config.get("run")
+    head = recorded if isinstance(recorded, dict) else {}
     plain = {k: v for k, v in config.items() if k not in _OPERATIONAL}
     code = {k: head.get(k) for k in ("versions", "git", "loop_identity", "judge_identity")}
     return plain | {"run": code}
