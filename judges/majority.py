@@ -84,7 +84,9 @@ def _value(answer: str) -> object:
     """What two spellings of an answer have in common: 18 and 18.0 are one vote."""
     above, _, below = answer.partition("/")
     try:
-        number = Fraction(Decimal(above)) / Fraction(Decimal(below or "1"))
+        numbers = [Decimal(above), Decimal(below or "1")]
+        if any(abs(number.adjusted()) > 30 for number in numbers):
+            return answer  # as a fraction it would fill the memory
+        return Fraction(numbers[0]) / Fraction(numbers[1])
     except (ArithmeticError, ValueError):
         return answer
-    return number if abs(number) < 10**30 else answer

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from selfkd import Sample, Verdict, judge
-from selfkd.contests import Side, Table, meetings, settle
+from selfkd.contests import Pair, Side, Table, meetings, settle
 from selfkd.judgecalls import Call, Caller, Choices, Message
 from selfkd.judgeprompts import DrawnOptions, ask, last, policy_of, template
 
@@ -68,7 +68,7 @@ class Pairwise:
         games = [game for i, j in pairs for game in ((i, j), (j, i))]
         answers = self._said([(samples[i], samples[j]) for i, j in games])
         said = dict(zip(games, answers, strict=True))
-        winners = {game: answer.winner for game, answer in said.items()}
+        winners: dict[Pair, Side | None] = {game: told.winner for game, told in said.items()}
         table = settle(len(samples), pairs, winners, options.inconsistent)
         rates = table.rates(prompts, options.rate).tolist()
         return [

@@ -11,14 +11,7 @@ from pydantic import Field, field_validator
 
 from selfkd import Sample, Verdict, judge
 from selfkd.judgecalls import Call, Caller
-from selfkd.judgeprompts import (
-    Answers,
-    DrawnOptions,
-    ask,
-    json_objects,
-    policy_of,
-    template,
-)
+from selfkd.judgeprompts import Answers, DrawnOptions, ask, json_objects, policy_of, template
 from selfkd.judging import JudgeOptions
 
 REMINDER = "Your last answer could not be read. Answer with the JSON object alone."
@@ -42,11 +35,12 @@ class RubricOptions(DrawnOptions):
     """How it is asked; {criteria}, {form}, {question}, {response} and {mark} are filled in."""
     criteria: dict[str, Criterion] = Field(
         {
-            "answers": Criterion(asks="Does it answer what was asked?"),
-            "correct": Criterion(asks="Is what it says correct?", weight=2.0),
-            "clear": Criterion(asks="Is it clear, and free of padding?"),
+            "answers": {"asks": "Does it answer what was asked?"},
+            "correct": {"asks": "Is what it says correct?", "weight": 2.0},
+            "clear": {"asks": "Is it clear, and free of padding?"},
         },
         min_length=1,
+        validate_default=True,
     )
     """Criteria by name, each `{asks, choices, weight}`."""
     temperature: float = Field(0.0, ge=0, le=10, allow_inf_nan=False)

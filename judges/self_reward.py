@@ -10,14 +10,7 @@ from pydantic import Field
 
 from selfkd import Sample, Verdict, judge
 from selfkd.judgecalls import Call, Caller
-from selfkd.judgeprompts import (
-    Answers,
-    DrawnOptions,
-    ask,
-    policy_of,
-    score_reader,
-    template,
-)
+from selfkd.judgeprompts import Answers, DrawnOptions, ask, policy_of, score_reader, template
 
 REMINDER = 'Your last answer could not be read. End with a line "Score: N", N from 0 to 5.'
 

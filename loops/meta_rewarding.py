@@ -62,11 +62,11 @@ def meta_rewarding(run: Run, options: MetaRewardingOptions) -> None:
     made = []
     for round in run.rounds(options.rounds):
         samples = round.generate(created(round, run, made, options), n=options.samples_per_prompt)
-        scored = judged(round, run, samples)
+        scored = judged(round, run, samples, options)
         pairs = [round.pair(scored, rule=length_controlled(options.rho))]
         if round.number < options.judge_rounds:
             pairs.append(judge_pairs(round, run, scored, options))
         round.train(DPO(*pairs, beta=options.beta, alpha=options.alpha), start="previous")
         round.evaluate(run.heldout, run.gold_judge)
     last = run.final_round()
-    judged(last, run, last.generate(run.prompts, n=options.samples_per_prompt))
+    judged(last, run, last.generate(run.prompts, n=options.samples_per_prompt), options)

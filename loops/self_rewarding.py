@@ -55,15 +55,17 @@ class SelfRewardingOptions(LoopOptions):
     """A new instruction with this ROUGE-L to an earlier one is dropped."""
     seed_stage: bool = False
     """Spend round 0 on IFT and EFT."""
+    probes: int = Field(1, ge=1)
+    """Answers to each held-out prompt that judge and gold score, where prompts are made up."""
     completion: str = "{answer}"
     """Seed stage: the given answer, with columns of the prompt filled in."""
 
 
-def judged(round: Round, run: Run, samples: Samples) -> Scored:
+def judged(round: Round, run: Run, samples: Samples, options: SelfRewardingOptions) -> Scored:
     """The policy's verdicts on its samples, with gold's beside them where that is possible."""
     scored = round.judge(samples, run.blind_judge)
     if not round.audit(samples, run.gold_judge) and run.gold_judge and run.heldout:
-        probe = round.generate(run.heldout, n=1, label="probe")
+        probe = round.generate(run.heldout, n=options.probes, label="probe")
         round.judge(probe, run.judge)
         round.audit(probe, run.gold_judge)
     return scored
@@ -108,9 +110,10 @@ def self_rewarding(run: Run, options: SelfRewardingOptions) -> None:
             seed(round, run, options)
         else:
             prompts = created(round, run, made, options)
-            scored = judged(round, run, round.generate(prompts, n=options.samples_per_prompt))
+            samples = round.generate(prompts, n=options.samples_per_prompt)
+            scored = judged(round, run, samples, options)
             pairs = round.pair(scored, rule=best_worst())
             round.train(DPO(pairs, beta=options.beta, alpha=options.alpha), start="previous")
         round.evaluate(run.heldout, run.gold_judge)
     final = run.final_round()
-    judged(final, run, final.generate(run.prompts, n=options.samples_per_prompt))
+    judged(final, run, final.generate(run.prompts, n=options.samples_per_prompt), options)

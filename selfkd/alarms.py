@@ -117,6 +117,14 @@ def _judge_failures(rows: Rows) -> str:
     return f"{unscored / (scored + unscored):.0%} of the samples have no reward ({reasons})"
 
 
+def _constant_judge(rows: Rows) -> str:
+    last = rows[-1]
+    low, mean, high = last["reward_p10"], last["reward_mean"], last["reward_p90"]
+    if low is None or (last["scored"] or 0) < 2 or low != high or abs(mean - low) > 1e-9:
+        return ""
+    return f"the judge gives every sample the reward {mean:g}: there is nothing to choose by"
+
+
 def _coverage(rows: Rows) -> str:
     share = rows[-1]["coverage"]
     if share is None or share >= COVERAGE:
@@ -138,6 +146,7 @@ CHECKS: tuple[tuple[str, Level, Callable[[Rows], str]], ...] = (
     ("low_acceptance", "critical", _low_acceptance),
     ("high_acceptance", "warning", _high_acceptance),
     ("judge_failures", "warning", _judge_failures),
+    ("constant_judge", "warning", _constant_judge),
     ("low_coverage", "warning", _coverage),
     ("truncation", "warning", _truncation),
 )

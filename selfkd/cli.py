@@ -166,12 +166,15 @@ def judge_test(
     samples: Annotated[Path, typer.Option(help="JSONL with prompt, completion and answer.")],
     options: Annotated[list[str] | None, typer.Argument(metavar="[OPTION=VALUE]...")] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a sample may take.")] = 60.0,
+    model: Annotated[
+        str | None, typer.Option(help="Who answers a judge that asks the run's own policy.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Judge the samples of a file, as a run would."""
     from selfkd.judgetest import render_verdicts, run_judge_test, spec_of
 
-    verdicts = run_judge_test(spec_of(judge, options or []), samples, timeout=timeout)
+    verdicts = run_judge_test(spec_of(judge, options or []), samples, timeout=timeout, model=model)
     print(render_verdicts(verdicts, as_json))
 
 

@@ -70,7 +70,7 @@ class JudgingConfig(Options):
     workers: int = Field(1, ge=1)
     """Judge processes."""
     timeout: float = Field(60.0, gt=0)
-    """Longest time one sample may take to judge, seconds."""
+    """Longest time one sample may take to judge, seconds, without waiting for a model's answer."""
     max_failure_rate: float = Field(0.05, ge=0, le=1)
     """Share of errors and time-outs above which the run stops."""
 
@@ -203,6 +203,7 @@ def resolve(
 def _judge(value: str | dict[str, Any]) -> JudgeSpec:
     spec = resolve_judge(value, Path.cwd())
     spec.validate()
+    _ = spec.engine  # refuses judges that ask several policies at once
     return spec
 
 

@@ -10,11 +10,13 @@ from typing import Any, get_args
 
 import yaml
 
+from selfkd.assembly import engine_kind, gpu_share
 from selfkd.cluster import Cluster
 from selfkd.errors import DataError, UsageError
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec, resolve_judge
 from selfkd.records import Finish, Prompt, Sample, Verdict
+from selfkd.samplers import calls_of_model
 
 BATCH = 256
 
@@ -36,16 +38,29 @@ def spec_of(judge: str, options: Sequence[str] = ()) -> JudgeSpec:
 
 
 def run_judge_test(
-    spec: JudgeSpec, samples_file: Path, *, timeout: float = 60.0, cluster: Cluster | None = None
+    spec: JudgeSpec,
+    samples_file: Path,
+    *,
+    timeout: float = 60.0,
+    model: str | None = None,
+    cluster: Cluster | None = None,
 ) -> list[Verdict]:
-    """A verdict for each sample of a file, in order; on a cluster of its own unless given one."""
+    """A verdict for each sample of a file, in order; on a cluster of its own unless given one.
+
+    `model` answers a judge that asks the run's sampler.
+    """
     samples = read_samples_file(samples_file, needs_answer=spec.needs_answer)
     batches = [samples[i : i + BATCH] for i in range(0, len(samples), BATCH)]
     place = contextlib.nullcontext(cluster) if cluster else Cluster("local", timeout=60)
     with place as running:
         pool = JudgePool(spec, running, workers=1, timeout=timeout, check=lambda: None)
+        answering = contextlib.nullcontext()
+        if model and spec.engine:
+            kind, _ = engine_kind("auto")
+            answering = calls_of_model(model, running, kind, gpus=gpu_share(None))
         try:
-            return [v for verdicts in pool.judge_batches(iter(batches)) for v in verdicts]
+            with answering as calls:
+                return [v for vs in pool.judge_batches(iter(batches), calls) for v in vs]
         finally:
             pool.close()
 

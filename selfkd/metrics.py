@@ -34,7 +34,7 @@ pairs           {"pairs", "prompts", "margin_mean", "chosen_length", "rejected_l
                 compared: pairs made, prompts they are of, mean gap in reward, mean tokens
 agreement       of the judge with gold where both scored the same samples (step `judge-audit`), else
                 null: {"samples", "coverage", "auc", "pairs", "pair_accuracy"}, see
-                `selfkd.agreement`
+                `selfkd.audit`
 gate            {"policy", "decision", "best", "p_value", "delta"}
 extra           {label: {"samples", "scored", "kept", "reward_mean"}} of further sampling in the
                 round, such as STaR's rationalisation
@@ -48,18 +48,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from selfkd.agreement import agreement
 from selfkd.alarms import Alarm, alarms
+from selfkd.audit import audit_figures
 from selfkd.diversity import Tokens, distinct_2, unique
 from selfkd.records import content_hash
 from selfkd.rundir import (
-    AUDIT,
     HELDOUT,
     StepRecord,
     codes,
     counts,
     of_verb,
-    places,
     read_columns,
     read_lines,
     round_numbers,
@@ -138,7 +136,7 @@ def _figures(number: int, steps: Sequence[StepRecord]) -> Row:
         },
         "train": _train_figures(of_verb(own, "train")),
         "pairs": _pair_figures(of_verb(main, "pair")),
-        "agreement": _agreement_figures(of_verb(own, "judge")),
+        "agreement": audit_figures(of_verb(own, "judge")),
         "gate": next((s.summary for s in of_verb(steps, "gate") if s.finished), None),
         "extra": _extra_figures([s for s in own if s.label]),
     }
@@ -277,23 +275,6 @@ def _pair_figures(steps: Sequence[StepRecord]) -> Row | None:
     names = ("pairs", "prompts", "margin_mean", "chosen_length", "rejected_length")
     finished = [s.summary for s in steps if s.finished]
     return {name: finished[-1].get(name) for name in names} if finished else None
-
-
-def _agreement_figures(steps: Sequence[StepRecord]) -> Row | None:
-    """Of the first step that gold audits; a sample of one step is found in the other by its id."""
-    steps = [s for s in steps if s.finished]
-    for audit in (s for s in steps if s.label == AUDIT):
-        judged = audit.args().get("samples")
-        others = (s for s in steps if s.label != AUDIT and s.args().get("samples") == judged)
-        if (step := next(others, None)) is not None:
-            gold = audit.table(["sample_id", "prompt_id", "reward"])
-            told = step.table(["sample_id", "reward"])
-            where = places(gold.column("sample_id"), told.column("sample_id"))
-            scores = _floats(told.column("reward").take(where))
-            return agreement(
-                codes(gold.column("prompt_id")), scores, _floats(gold.column("reward"))
-            )
-    return None
 
 
 def _extra_figures(steps: Sequence[StepRecord]) -> dict[str, Row]:

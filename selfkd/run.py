@@ -13,7 +13,6 @@ from selfkd.config import Resolved
 from selfkd.enginecalls import EngineCalls
 from selfkd.errors import DataError, InfrastructureError, UsageError
 from selfkd.gate import paired_test
-from selfkd.hardware import compute_dtype
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
 from selfkd.ledger import Ledger, Step, write_atomically
@@ -24,7 +23,7 @@ from selfkd.prompts import PromptSource
 from selfkd.records import Message, Prompt, Sample, Verdict
 from selfkd.round import Round
 from selfkd.rundir import HELDOUT
-from selfkd.sampling.actor import EngineOptions
+from selfkd.samplers import make_sampler
 from selfkd.sampling.pool import SamplerPool
 from selfkd.tables import Samples, Scored
 from selfkd.training.base import TrainJob, TrainReport
@@ -310,22 +309,13 @@ class Run:
                 )
 
     def _make_sampler(self) -> SamplerPool:
-        engine = self.config.engine
-        options: dict[str, Any] = {
-            "dtype": compute_dtype(engine.dtype),
-            "max_num_seqs": engine.max_num_seqs,
-        }
-        if self.setting.engine == "vllm":
-            options |= {"max_model_len": self.setting.context, "kv_cache_gib": engine.kv_cache_gib}
-        return SamplerPool(
+        return make_sampler(
             self._cluster,
-            EngineOptions(self.setting.engine, options),
+            self.config.engine,
+            self.setting.engine,
+            context=self.setting.context,
             seed=self.config.seed,
             gpus=self.setting.sampler_gpus,
-            sync=engine.sync,
-            max_restarts=engine.max_restarts,
-            start_timeout=engine.start_timeout,
-            silence_timeout=max(600.0, engine.start_timeout),
             check=self._check_stop,
         )
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from selfkd.errors import DataError, UsageError
-from selfkd.metrics import round_rows
+from selfkd.metrics import alarms, round_rows
 from tests.fakes import TOKENIZER, ScriptedRun, play_script, resumed, scripted_run
 from tests.testbed.addition import write_prompts
 from tests.testbed.play import JUDGES
@@ -414,6 +414,54 @@ def test_self_rewarding_pairs_what_it_judges_best_and_worst_itself(tmp_path, sum
     assert row["unscored_by"] == {"unparsed": 1}
     assert row["reward_mean"] == pytest.approx((4.5 + 1 + 3 + 2 + 2 + 2 + 0 + 4) / 8)
     assert row["extra"]["judgements"]["samples"] == 18
+
+
+def test_a_frozen_judge_is_the_policy_it_names_whoever_answers(tmp_path, sums):
+    def answer(policy, text, k):
+        return "50"[text[-2] == "1"] if text.endswith("[") else str(k)
+
+    asked: dict[str, set[tuple[str, bool]]] = {}
+    for frozen in (None, "base"):
+        settings = judging(draws=1)
+        settings["judge"] |= {"frozen": frozen}
+        run = scripted_run(
+            tmp_path, sums, answer, loop="self_rewarding", rounds=1, samples_per_prompt=2,
+            **settings,
+        )  # fmt: skip
+        play_script(run)
+        asked[str(frozen)] = {(policy, text.endswith("[")) for policy, text in run.asked}
+    # In round 0 both are the base; after it the policy answers, and judges unless it is frozen.
+    ends = {("base", True), ("base", False), ("round-1", False)}
+    assert asked == {"None": {*ends, ("round-1", True)}, "base": ends}
+
+
+def test_a_judge_that_likes_everything_teaches_nothing_and_raises_an_alarm(tmp_path, sums):
+    run = scripted_run(
+        tmp_path, sums, lambda policy, text, k: "5" if text.endswith("[") else str(k),
+        loop="self_rewarding", rounds=1, samples_per_prompt=2, on_no_signal="continue",
+        **judging(draws=1),
+    )  # fmt: skip
+    play_script(run)
+    rows = round_rows(run.ledger.path)
+    assert run.jobs == [] and rows[0]["train"]["no_signal"]
+    assert "constant_judge" in {alarm.name for alarm in alarms(rows)}
+    assert set(decisions(run, 0).values()) == {"tie"}
+
+
+def test_judgements_are_read_back_when_a_run_is_resumed(tmp_path, sums):
+    def answer(policy, text, k):
+        return "50"[text[-2] == "1"] if text.endswith("[") else str(k)
+
+    def settings() -> dict[str, Any]:
+        loop = {"loop": "self_rewarding", "rounds": 2, "samples_per_prompt": 2, "name": "again"}
+        return loop | judging(draws=2)
+
+    run = scripted_run(tmp_path, sums, answer, **settings(), seed_stage=True)
+    play_script(run)
+    again = resumed(run, lambda *a: "unasked")
+    play_script(again)
+    assert run.asked and again.asked == [] and again.jobs == []
+    assert examples(again, 0) == examples(run, 0)
 
 
 def test_self_rewarding_seed_stage_learns_answers_and_judgements_that_agree(tmp_path, sums):

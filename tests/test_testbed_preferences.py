@@ -159,7 +159,8 @@ def test_a_self_judge_does_not_see_the_fall_that_the_gate_and_the_gap_alarm_tell
             "score_pattern": "^([0-5])", "max_tokens": 40, "temperature": 1.0, "top_p": 1.0,
             "unfenced": True,
         },
-        "gold_judge": f"{JUDGES}:right", "samples_per_prompt": 8, "alpha": 1.0, "train": training(3e-5, 4), "rounds": 4,
+        "gold_judge": f"{JUDGES}:right", "samples_per_prompt": 8, "alpha": 1.0,
+        "train": training(3e-5, 4), "rounds": 4,
     }  # fmt: skip
 
     def rounds(**more: Any) -> list[dict[str, Any]]:

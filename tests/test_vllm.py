@@ -20,7 +20,7 @@ from selfkd.cluster import Cluster
 from selfkd.errors import DataError, InfrastructureError
 from selfkd.records import EXAMPLES, Example, rows_table
 from selfkd.sampling.actor import Agreement, Canary, Shard
-from selfkd.sampling.base import Completion, Request, Sampling, Work
+from selfkd.sampling.base import Completion, Request, Sampling, Weighing, Work
 from selfkd.sampling.pool import CACHES_LIMIT, WEIGHTS_LIMIT, SamplerPool
 from selfkd.training.base import TrainJob, TrainOptions
 from tests.engines import canary_of, drawn, edited, inside, make_pool, process
@@ -110,6 +110,55 @@ def test_log_probabilities_agree_with_transformers(
     (got,) = inside(pool, lambda actor: actor._engine.logprobs([tokens]))
     assert got[0] == 0.0
     assert np.mean(np.abs(np.subtract(got, expected))) < 0.1
+
+
+def asked(pool: SamplerPool, path: Path, work: Work) -> dict[str, Any]:
+    (answers,) = pool.serve("base", path, [], [work], lambda: None)
+    return answers
+
+
+def test_continuations_are_weighed_as_transformers_does(
+    pool: SamplerPool, smollm2: Path, requests: list[Request]
+) -> None:
+    tokenizer = load_tokenizer(smollm2)
+    texts = ["The", "It", "The sum", "The answer is 7."]
+    continuations = tuple(tuple(tokenizer(t)["input_ids"]) for t in texts)
+    assert [len(c) for c in continuations][:2] == [1, 1]
+    weighings = tuple(Weighing(r.id, r.prompt_tokens, continuations) for r in requests[:2])
+    long = Weighing("long", requests[0].prompt_tokens * 20, continuations)
+    found = asked(pool, smollm2, Work((*weighings, long), urgent=True))
+    assert found.pop("long") == []
+    for weighing in weighings:
+        for tokens, got in zip(continuations, found[weighing.id], strict=True):
+            ((_, expected),) = canary_of(smollm2, [*weighing.prompt_tokens, *tokens])
+            assert got == pytest.approx(sum(expected[-len(tokens) :]), abs=0.1 * len(tokens))
+
+
+def test_an_answer_is_held_to_its_schema(
+    pool: SamplerPool, smollm2: Path, requests: list[Request]
+) -> None:
+    from selfkd.judging import JudgeSpec
+
+    judge = JudgeSpec("rubric").build(None)  # the schema that a judge really asks for
+    work = Work(tuple(requests[:4]), drawn(max_tokens=200), json.dumps(judge._schema), urgent=True)
+    ended = [c for (c,) in asked(pool, smollm2, work).values() if c.finish == "stop"]
+    assert ended and pool.structured("base", smollm2, [])
+    for completion in ended:
+        assert list(json.loads(completion.text)) == ["reason", "answers", "correct", "clear"]
+
+
+def test_a_judges_call_does_not_wait_until_all_is_generated(
+    pool: SamplerPool, smollm2: Path, requests: list[Request]
+) -> None:
+    # Twice as many sequences as run at once: what is urgent comes before the second half.
+    shards = [(i, (Request(f"j{i}", requests[i % 8].prompt_tokens, n=8),)) for i in range(16)]
+    stream = pool.generate("base", smollm2, [], shards, drawn(max_tokens=24))
+    next(stream)
+    answers = asked(pool, smollm2, Work(tuple(requests[:2]), drawn(max_tokens=4), urgent=True))
+    assert len(answers) == 2
+    left = inside(pool, lambda actor: actor._desk.engine._engine.get_num_unfinished_requests())
+    assert left >= 32
+    assert len([item for item in stream if isinstance(item, Shard)]) >= 15
 
 
 # -- updates ------------------------------------------------------------------------------------
