@@ -135,7 +135,7 @@ class JudgeSpec:
 
     @cached_property
     def _checked(self) -> BaseModel:
-        model = _options_model(self.plugin)
+        model = options_model(self.plugin)
         known = list(model.model_fields)
         for name in self.options if model.model_config.get("extra") != "allow" else ():
             if name not in known:
@@ -200,7 +200,7 @@ def options_doc(plugin: JudgePlugin) -> list[tuple[str, str, Any, str]]:
             None if field.is_required() else field.get_default(call_default_factory=True),
             field.description or "",
         )
-        for name, field in _options_model(plugin).model_fields.items()
+        for name, field in options_model(plugin).model_fields.items()
     ]
 
 
@@ -250,7 +250,7 @@ def _takes_model(plugin: JudgePlugin) -> bool:
     return any(p.name == "options" and _model_of(plugin, p) for p in _parameters(plugin))
 
 
-def _options_model(plugin: JudgePlugin) -> type[BaseModel]:
+def options_model(plugin: JudgePlugin) -> type[BaseModel]:
     """The pydantic model of a judge's options, its own or one made from its signature."""
     parameters = list(_parameters(plugin))
     for parameter in parameters:

@@ -152,6 +152,7 @@ def test_plug_ins_use_what_users_can_use(kind):
     public |= {"selfkd.served.calls", "selfkd.served.options", "selfkd.prompts.tasksets"}
     public |= {"selfkd.errors"}
     public |= {"selfkd.judgecalls", "selfkd.judgeprompts", "selfkd.nested", "selfkd.contests"}
+    public |= {"selfkd.contests", "selfkd.judgecalls", "selfkd.judgeprompts", "selfkd.nested"}
     public |= {f"selfkd.{kind}"}
     for module in below(kind):
         used = own(imports(module))
