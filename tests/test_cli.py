@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from selfkd import cli
+from selfkd.locks import RunLock
 from tests.testbed.addition import write_prompts
 from tests.testbed.charmodel import char_tokenizer
 from tests.testbed.play import JUDGES
@@ -142,6 +143,15 @@ def test_an_unreachable_cluster_says_so_and_offers_local(call):
     assert result.code == 5
     assert "127.0.0.1:1" in result.err and "--local" in result.err
     assert "selfkd resume runs/far" in result.err
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(call, tmp_path):
+    assert call("run", "run.yaml", "cluster=127.0.0.1:1", "--name", "busy").code == 5
+    with RunLock(tmp_path / "runs" / "busy"):
+        result = call("resume", "busy")
+    assert result.code == 6
+    assert f"process {os.getpid()} on " in result.err and "Traceback" not in result.err
+    assert call("resume", "busy").code == 5
 
 
 def test_a_pickled_checkpoint_is_refused(call, tmp_path):
