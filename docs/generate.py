@@ -24,9 +24,10 @@ override, to the working directory. `prompts`, `judge`, `gold_judge` and `cluste
 string: `prompts: my.jsonl`, `judge: my_judge.py:score`, `cluster: auto`.
 
 On resume only keys may change that say how a run is carried out and not what it computes:
-`rounds`, `judging.*`, `cluster.*`, and of `engine` `max_num_seqs`, `kv_cache_gib`, `gpu_memory`,
-`replicas`, `tensor_parallel_size`, `sync`, `residency`, `max_restarts` and `start_timeout`. For
-anything else there is `selfkd fork`.
+`rounds`, `report_to`, `alarms.*`, `controls.action`, `cluster.*`, `keep_policies.*`, `judging.*`
+but for `anchors`, and of `engine` `max_num_seqs`, `kv_cache_gib`, `gpu_memory`, `replicas`,
+`tensor_parallel_size`, `sync`, `residency`, `max_restarts` and `start_timeout`. For anything else
+there is `selfkd fork`.
 """
 
 
@@ -61,7 +62,7 @@ def _row(name: str, field: FieldInfo) -> str:
 
 def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
-    return {None: "none", (): "[]"}.get(value, str(value)) if not isinstance(value, dict) else "{}"
+    return "none" if value is None else "[]" if value == () else str(value)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from selfkd.chat import load_tokenizer
-from selfkd.cluster import Cluster, Place
+from selfkd.cluster import ANYWHERE, Cluster, Place
 from selfkd.config import Config, Resolved
 from selfkd.errors import UsageError
 from selfkd.hardware import compute_dtype, has_gpu, installed
@@ -37,6 +37,7 @@ def assemble(
     kind, said = engine_kind(config.engine.kind)
     plan = plan_memory(config, model_path)
     plan.check()
+    check_judges(resolved)
     swap = residency(config, plan) == "swap"
     if swap and config.engine.overlap:
         raise UsageError(
@@ -65,15 +66,47 @@ def assemble(
             run.close()
 
 
+@contextlib.contextmanager
+def assemble_record(
+    path: Path,
+    resolved: Resolved,
+    ledger: Ledger,
+    reporter: Reporter,
+    check_stop: Callable[[], None],
+    *,
+    judging: bool,
+) -> Iterator[Run]:
+    """A run that samples and trains nothing: neither model nor prompts are opened, and without
+    `judging` no process is started."""
+    config = resolved.config
+    announce(path, resolved, reporter, ledger, "none")
+    setting = Setting(Path(config.model), None, "transformers", False, 0, ANYWHERE, ANYWHERE)
+    prompts: Any = None
+    cluster = Cluster(config.cluster.address, timeout=config.cluster.timeout)
+    with cluster if judging else contextlib.nullcontext():
+        run = Run(resolved, ledger, cluster, setting, prompts, reporter, check_stop)
+        try:
+            yield run
+        finally:
+            run.close()
+
+
 def open_run_prompts(resolved: Resolved, *, skip_bad: bool) -> PromptSource:
     """The run's prompts, refused where a judge needs an answer that is not there."""
     config = resolved.config
     source = open_prompts(config.prompts, seed=config.seed, base=Path.cwd(), skip_bad=skip_bad)
     if resolved.judge.needs_answer:
-        require_answers(source.train(0), resolved.judge.name)
+        require_answers(source.known(), resolved.judge.name)
     if resolved.gold_judge and resolved.gold_judge.needs_answer:
         require_answers(source.heldout(), resolved.gold_judge.name)
     return source
+
+
+def check_judges(resolved: Resolved) -> None:
+    """UsageError where a judge lacks something here; on a cluster it says so where it starts."""
+    for judge in (resolved.judge, resolved.gold_judge):
+        if judge and resolved.config.cluster.address == "local":
+            judge.check_ready()
 
 
 def engine_kind(

@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -31,8 +33,20 @@ Check = Callable[[], None]
 """Called while waiting; raises to give up (a stop was asked for)."""
 
 
+PATIENCE = 30.0
+"""Seconds that a joined cluster may be out of reach; Ray ends the process after 60."""
+HANDOVER = 60.0
+"""Seconds that a value may take to get here once it is there."""
+GOODBYE = 10.0
+"""Seconds that leaving a cluster may take, which one that is gone never answers."""
+
+
 class ActorLost(InfrastructureError):
     """An actor's process ended under a call."""
+
+
+class ClusterLost(InfrastructureError):
+    """The cluster itself is gone: nothing on it can be waited for or started again."""
 
 
 class Cluster:
@@ -42,6 +56,8 @@ class Cluster:
         """`address` is `local`, `auto` or `ray://host:port`; `timeout` in seconds for placement."""
         self.address = address
         self.timeout = timeout
+        self._answered = time.monotonic()
+        self._lost = False
 
     def __enter__(self) -> "Cluster":
         # Ray reads these while it starts; a laptop run reports nothing and colours nothing.
@@ -63,20 +79,36 @@ class Cluster:
             _refuse_client(self.address)
             options["address"] = self.address
             _check_reachable(self.address)
+        _hush()
         try:
-            ray.init(**options, logging_level=logging.ERROR, configure_logging=False)
-        except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-            raise InfrastructureError(
-                f"cannot reach a Ray cluster at {self.address!r}: {str(error).splitlines()[0]}",
-                where="cluster.address",
-                remedy="pass --local to run on this machine alone",
-            ) from error
+            with _own_sigterm():
+                ray.init(**options, logging_level=logging.ERROR, configure_logging=False)
+        except Exception as error:  # some of Ray's are bare exceptions
+            raise self._no_start(str(error).strip().partition("\n")[0]) from error
         return self
+
+    def _no_start(self, reason: str) -> InfrastructureError:
+        if self.address == "local":
+            return InfrastructureError(
+                f"Ray does not start on this machine: {reason}",
+                where="cluster",
+                remedy="see `selfkd doctor`, and what else keeps this machine busy",
+            )
+        return InfrastructureError(
+            f"cannot reach a Ray cluster at {self.address!r}: {reason}",
+            where="cluster.address",
+            remedy="pass --local to run on this machine alone",
+        )
 
     def __exit__(self, *error: object) -> None:
         import ray
 
-        ray.shutdown()
+        leaving = threading.Thread(target=ray.shutdown, daemon=True)
+        if self._lost or _ended_here():
+            leaving.start()
+            leaving.join(GOODBYE)
+        else:
+            ray.shutdown()
 
     def start(
         self,
@@ -135,7 +167,7 @@ class Cluster:
 
         self._wait(ref, what, timeout, check)
         with _actor_errors(what):
-            return ray.get(ref, timeout=60)
+            return ray.get(ref, timeout=HANDOVER)
 
     def stream(
         self, generator: Any, what: str, *, timeout: float, check: Check = lambda: None
@@ -150,7 +182,7 @@ class Cluster:
                     ref = next(generator)
                 except StopIteration:
                     return
-                value = ray.get(ref, timeout=60)
+                value = ray.get(ref, timeout=HANDOVER)
             yield value
 
     def _wait(self, ref: Any, what: str, timeout: float, check: Check) -> None:
@@ -159,12 +191,76 @@ class Cluster:
         deadline = time.monotonic() + timeout
         while not ray.wait([ref], timeout=0.25)[0]:
             check()
+            self._check_alive()
             if time.monotonic() > deadline:
                 raise InfrastructureError(
                     f"waited {timeout:.0f} s for {what}",
                     where="cluster",
                     remedy=f"the cluster has {resources()}; ask for less or raise the time-out",
                 )
+
+    def _check_alive(self) -> None:
+        """Raise ClusterLost where Ray would wait in vain, or abort this process in a minute."""
+        import ray
+
+        _check_node()
+        now = time.monotonic()
+        if self.address == "local" or now - self._answered < PATIENCE / 3:
+            return
+        address = ray.get_runtime_context().gcs_address
+        try:
+            _check_reachable(address, seconds=PATIENCE / 3)
+            self._answered = time.monotonic()
+        except InfrastructureError as error:
+            if now - self._answered > PATIENCE:
+                self._lost = True
+                raise ClusterLost(
+                    f"the Ray cluster at {address} has not answered for {PATIENCE:.0f} s",
+                    where="cluster",
+                    remedy="see that it is up and reachable, then resume",
+                ) from error
+
+
+def _check_node() -> None:
+    """Raise ClusterLost where what Ray runs for this process itself has ended."""
+    if ended := _ended_here():
+        raise ClusterLost(
+            f"Ray's {ended} on this machine ended (killed, or out of memory)",
+            where="cluster",
+            remedy="see that there is memory to spare, then resume",
+        )
+
+
+def _ended_here() -> str:
+    """Which of Ray's own processes that this one started has ended, if one has."""
+    from ray._private import worker
+
+    node = worker._global_node
+    dead = {str(kind) for kind, _ in node.dead_processes()} if node else set()
+    return next((name for name in ("raylet", "gcs_server") if name in dead), "")
+
+
+def _hush() -> None:
+    """Keep Ray from printing to stdout, which is the run's, that a process of it died.
+
+    Whoever called the process is told by an exception. There is no setting for this.
+    """
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda data, ignore_prefix: None
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM, which starting Ray replaces."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _refuse_client(address: str) -> None:
@@ -177,7 +273,7 @@ def _refuse_client(address: str) -> None:
         )
 
 
-def _check_reachable(address: str) -> None:
+def _check_reachable(address: str, seconds: float = 10) -> None:
     """Try the port first: Ray itself waits for minutes on an address that nobody answers."""
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", "")
@@ -185,7 +281,7 @@ def _check_reachable(address: str) -> None:
     if not port.isdigit():
         return
     try:
-        socket.create_connection((host, int(port)), timeout=10).close()
+        socket.create_connection((host, int(port)), timeout=seconds).close()
     except OSError as error:
         raise InfrastructureError(
             f"nothing answers at Ray address {address} ({error.strerror or error})",
@@ -208,6 +304,8 @@ def kill(actor: Any) -> None:
     import ray
     from ray import exceptions
 
+    if _ended_here():
+        return  # its processes end by themselves, and nobody is there to ask
     with contextlib.suppress(ValueError, exceptions.RayError):
         ray.kill(actor, no_restart=True)
 
@@ -224,5 +322,17 @@ def _actor_errors(what: str) -> Iterator[None]:
         if isinstance(cause, Exception):
             raise cause from error
         raise
-    except (exceptions.RayActorError, exceptions.ActorUnavailableError) as error:
+    except (
+        exceptions.RayActorError,
+        exceptions.ActorUnavailableError,
+        exceptions.ObjectLostError,
+        exceptions.OutOfMemoryError,
+    ) as error:
+        _check_node()
         raise ActorLost(f"{what}: {str(error).splitlines()[0]}") from error
+    except exceptions.GetTimeoutError as error:
+        raise InfrastructureError(
+            f"{what}: it is there, and was not handed over within {HANDOVER:.0f} s",
+            where="cluster",
+            remedy=f"the cluster has {resources()}; see its network and its disks, then resume",
+        ) from error

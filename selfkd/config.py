@@ -15,18 +15,25 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from selfkd.alarmconfig import AlarmConfig
+from selfkd.controls import ControlOptions
 from selfkd.errors import UsageError
 from selfkd.judging import JudgeSpec, absolute_judge, resolve_judge
 from selfkd.options import Options
 from selfkd.plugins import LoopPlugin, absolute_spec, find_loop
 from selfkd.processes import ClusterConfig, EngineConfig
 from selfkd.prompts import PromptOptions
+from selfkd.retention import KeepOptions
 from selfkd.sampling.base import Sampling
+from selfkd.tracking import TrackerName
 from selfkd.training.base import TrainOptions
 from selfkd.yamlfile import Lines, read_yaml
 
 SHORTHAND = {"prompts": "source", "judge": "use", "gold_judge": "use", "cluster": "address"}
 """Sections that may be written as one string, and the key that the string stands for."""
+
+OWN_TEACHERS = ("base", "previous", "best", "live", "ema")
+"""Teachers that are the policy itself in some state; any other `teacher` of a loop is a model."""
 
 SECRET = re.compile(r"\b(sk-[A-Za-z0-9_-]{8,}|hf_[A-Za-z0-9]{16,})")
 
@@ -51,6 +58,11 @@ class JudgingConfig(Options):
     """Longest time one sample may take to judge, seconds."""
     max_failure_rate: float = Field(0.05, ge=0, le=1)
     """Share of errors and time-outs above which the run stops."""
+    cache: bool = True
+    """Use and keep verdicts of judges that declare them cacheable (`$SELFKD_CACHE`)."""
+    anchors: int = Field(0, ge=0)
+    """Samples of the first round that the judge is shown again in each later one, to tell whether
+    it drifts, as a judge that is the policy itself will; 0: none."""
 
 
 class GateConfig(Options):
@@ -96,12 +108,26 @@ class Config(Options):
     """Ray."""
     gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))
     """Roll-back of policies that measure worse."""
+    controls: ControlOptions = Field(default_factory=lambda: ControlOptions.model_validate({}))
+    """Completions of known worth that the judge is shown in every round."""
+    alarms: AlarmConfig = Field(default_factory=lambda: AlarmConfig.model_validate({}))
+    """What goes wrong in a round, when it is told, and what is done about it."""
+    keep_policies: KeepOptions = Field(default_factory=lambda: KeepOptions.model_validate({}))
+    """Which policies stay on disk; N alone means {last: N}."""
     on_no_signal: Literal["stop", "continue"] = "stop"
     """When a round keeps no sample: stop, or go on with the same policy."""
     on_bad_training: Literal["stop", "continue"] = "stop"
     """When a training diverges (NaN loss): stop, or go on with the same policy."""
+    report_to: list[TrackerName] | None = None
+    """Trackers that get the figures as the run goes on; none of them can stop it. Default:
+    tensorboard where it is installed; []: nobody."""
     chat_template: str | None = None
     """A .jinja file, or plain; default: the tokenizer's own."""
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod
@@ -322,8 +348,11 @@ def _absolute_value(key: tuple[str, ...], value: Any, base: Path) -> Any:
         key = (key[0], SHORTHAND[key[0]])
     if key == ("loop",):
         return absolute_spec(value, base)
+    if key == ("teacher",) and value in OWN_TEACHERS:
+        return value  # a folder of that name is written ./base
     if key in {
         ("model",),
+        ("teacher",),
         ("prompts", "source"),
         ("prompts", "heldout_source"),
         ("chat_template",),

@@ -15,9 +15,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from selfkd.errors import UsageError
+from selfkd.errors import SelfkdError, UsageError
 from selfkd.judgecalls import Call, Choices, Likelihoods, Reply, StopJudging, is_waiting, waiting
 from selfkd.judgerun import JudgeRunner, Row, reason
 from selfkd.judging import JudgeSpec
@@ -45,14 +46,16 @@ class JudgeHost:
         timeout: float,
         paths: Sequence[str],
         structured: bool = False,
+        folder: str | None = None,
     ) -> None:
         """`identity` is the one that the run records; `timeout` in seconds for one sample of an
-        async judge; `paths` to import modules from; `structured`: what the run's engine is."""
+        async judge; `paths` to import modules from; `structured`: what the run's engine is;
+        `folder`: where what a server said is kept for the run."""
         self._spec = JudgeSpec(spec, options)
         self._identity = identity
         self._timeout = timeout
         self._paths = paths
-        self._caller = _Forwarder(structured)
+        self._caller = _Forwarder(structured, Path(folder) if folder else None)
         self._runner: JudgeRunner
 
     def start(self) -> None:
@@ -65,8 +68,11 @@ class JudgeHost:
                     where=self._spec.plugin.source,
                     remedy="undo the change, or resume to be told what it affects",
                 )
+            self._spec.check_ready()
             try:
                 self._runner = JudgeRunner(self._spec, caller=self._caller, timeout=self._timeout)
+            except SelfkdError:
+                raise
             except (Exception, SystemExit) as error:
                 raise UsageError(
                     f"judge {self._spec.name!r} cannot be built: {reason(self._spec, error)}",
@@ -122,8 +128,9 @@ class _Forwarder:
 
     name = "the run's sampler"
 
-    def __init__(self, structured: bool) -> None:
+    def __init__(self, structured: bool, folder: Path | None) -> None:
         self.structured = structured
+        self.folder = folder
         self.out: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._numbers = itertools.count()
         self._waiting: dict[int, Future[list[Any]]] = {}

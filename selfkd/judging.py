@@ -27,6 +27,8 @@ from selfkd.records import Verdict, content_hash
 if TYPE_CHECKING:
     from selfkd.judgecalls import Caller
 
+PATHS = ("model", "policy", "python")
+"""Options of judges that may be paths."""
 OWN = "own"
 """Stands for the policy whose round it is, where a judge says which policy it asks."""
 CALLER = "caller"
@@ -89,6 +91,11 @@ class JudgeSpec:
         """Whether its calls make judgements, which a run records as samples."""
         return self.engine is not None and self._says("writes", self._takes_caller)
 
+    @property
+    def cacheable(self) -> bool:
+        """Whether its verdicts may be kept, and used again by other runs."""
+        return self._says("cacheable") and not self.writes
+
     def identity(self) -> str:
         """Hash of the judge's source and of its options, defaults included."""
         options = self.validate().model_dump(mode="json")
@@ -97,6 +104,11 @@ class JudgeSpec:
     def validate(self) -> BaseModel:
         """The options, checked; UsageError names the judge, the option, its value and the range."""
         return self._checked
+
+    def check_ready(self) -> None:
+        """UsageError, with the remedy, where the judge cannot run on this machine."""
+        if self.plugin.ready:
+            self.plugin.ready(self.validate())
 
     def build(self, caller: "Caller | None" = None) -> Any:
         """The judge with its options bound: an instance of a class, or a function.
@@ -144,7 +156,8 @@ class JudgeSpec:
 def absolute_judge(value: Any, base: Path) -> Any:
     """A judge as a config has it, with the files that it and judges inside it name made absolute.
 
-    Judges stand under `use`, `judge` or `judges`; other options are left alone.
+    Judges stand under `use`, `judge` or `judges`. Of the options in `PATHS` those that begin with
+    ./, ../ or ~/ are paths; others are left alone.
     """
     if isinstance(value, str):
         return absolute_spec(value, base)
@@ -152,8 +165,14 @@ def absolute_judge(value: Any, base: Path) -> Any:
         return [absolute_judge(item, base) for item in value]
     if isinstance(value, Mapping):
         names = ("use", "judge", "judges")
-        return {k: absolute_judge(v, base) if k in names else v for k, v in value.items()}
+        ways = dict.fromkeys(names, absolute_judge) | dict.fromkeys(PATHS, _absolute_path)
+        return {k: ways[k](v, base) if k in ways else v for k, v in value.items()}
     return value
+
+
+def _absolute_path(value: Any, base: Path) -> Any:
+    is_path = isinstance(value, str) and value.startswith(("./", "../", "~/"))
+    return str((base / Path(value).expanduser()).resolve()) if is_path else value
 
 
 def resolve_judge(value: str | Mapping[str, Any] | None, base: Path) -> JudgeSpec:

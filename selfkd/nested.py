@@ -52,13 +52,22 @@ class Nested:
         return [found[index] for index in range(len(samples))]
 
 
-def composed(name: str, *, own_caller: bool = False) -> Callable[[T], T]:
+def composed(
+    name: str, *, own_caller: bool = False, ready: Callable[[Any], None] | None = None
+) -> Callable[[T], T]:
     """Register a judge that is made of others, under a name of its own.
 
     What it says of itself follows from the judges among its options: it compares with reference
     answers if all of them do; it needs answers, calls and so on if any of them does. `own_caller`:
-    it brings a caller, so its inner judges ask no policy of the run.
+    it brings a caller, so its inner judges ask no policy of the run. `ready` as in `@judge`; the
+    inner judges' own is called besides.
     """
+
+    def check_ready(options: BaseModel) -> None:
+        if ready:
+            ready(options)
+        for inner in _inner(options):
+            inner.check_ready()
 
     def any_of(what: str) -> Callable[[BaseModel], bool]:
         return lambda options: any(getattr(inner, what) for inner in _inner(options))
@@ -71,6 +80,7 @@ def composed(name: str, *, own_caller: bool = False) -> Callable[[T], T]:
         engine=(lambda options: None) if own_caller else _policy,
         writes=False if own_caller else any_of("writes"),
         compares=any_of("compares"),
+        ready=check_ready,
     )
 
 

@@ -8,14 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfkd.errors import DataError
-from selfkd.ledger import Ledger, broken, file_sha256, make_directory, sync_directory, write_json
+from selfkd.errors import DataError, UsageError
+from selfkd.ledger import (
+    Ledger,
+    broken,
+    file_sha256,
+    make_directory,
+    policy_dir,
+    sync_directory,
+    write_json,
+)
 from selfkd.records import content_hash
+from selfkd.retention import is_pruned
 
 Canary = list[tuple[list[int], list[float]]]
 
+STATE = "trainer.state"
+"""What a training that goes on needs, in the directory of a policy passed on the way; safetensors
+inside, but no engine loads it as weights by this name."""
 Merge = Callable[[Path, Path, Path], None]
 """`merge(adapter, start, out)` writes the model that an adapter makes of its start to `out`."""
+
+CARD = "README.md"
+"""The model card in a policy's directory: written after the policy, and again as figures come."""
 
 MERGED = 3
 """Models merged from adapters that stay on disk: the start, the newest and the best."""
@@ -26,11 +41,29 @@ class Policy:
     """A version of the model: where its weights are and what identifies them."""
 
     name: str
-    path: Path
-    """HF model directory; of a policy stored as an adapter, the model merged from it."""
+    folder: Path
     fingerprint: str
     canary: Canary
     """Fixed token sequences with their log-probabilities as the trainer computed them."""
+    pruned: bool = False
+    """Whether its weights were let go; it still identifies what it made."""
+
+    @property
+    def path(self) -> Path:
+        """HF model directory; of a policy stored as an adapter, the model merged from it.
+
+        Raises UsageError where its weights were let go (`keep_policies`, or a policy passed on the
+        way to a round's).
+        """
+        if self.pruned:
+            made = int(self.name.removeprefix("round-").partition("+")[0]) - 1
+            run = self.folder.parents[1]
+            raise UsageError(
+                f"the weights of {self.name} were let go, and they are needed",
+                where=str(self.folder),
+                remedy=f"run `selfkd fork {run} --round {made}`, which trains it again",
+            )
+        return self.folder
 
 
 class Policies:
@@ -40,14 +73,70 @@ class Policies:
         """`merge` is needed where a policy is an adapter whose whole model is gone."""
         self._ledger = ledger
         self._merge = merge
-        self.base = Policy("base", base_path, model_fingerprint(base_path), [])
-        self._verified: dict[str, Policy] = {"base": self.base}
+        self._base_path = base_path
+        self._verified: dict[str, Policy] = {}
+        self._passing: dict[str, str] = {}
+        """Fingerprints of policies on the way to one of a round."""
 
     def get(self, name: str) -> Policy:
-        """A policy by name, its files checked against its manifest once in this process."""
-        if name not in self._verified or not self._verified[name].path.exists():
+        """A policy by name, its files checked against its manifest once in this process.
+
+        Of one that was passed on the way to a round's policy nothing but the name is left once the
+        round has trained.
+        """
+        if name in self._passing and not (path := self._ledger.policy_dir(name)).exists():
+            return Policy(name, path, self._passing[name], [], pruned=True)
+        if name not in self._verified or not self._verified[name].folder.exists():
             self._verified[name] = self._load(name)
         return self._verified[name]
+
+    def add(self, name: str, path: Path) -> None:
+        """Make a model that this run did not train one of its policies, to teach or to sample."""
+        self._verified[name] = Policy(name, path, model_fingerprint(path), [])
+
+    def passing(self, name: str, fingerprint: str) -> None:
+        """Note a policy that is passed on the way to a round's."""
+        self._passing[name] = fingerprint
+
+    def let_go(self, name: str) -> None:
+        """Remove the weights of what was passed on the way to the policy `name`."""
+        for path in self._ledger.policy_dir(name).parent.glob(f"{_folder(name)}+*"):
+            shutil.rmtree(path)
+
+    def adopt(self, passed: str, name: str, fingerprint: str) -> None:
+        """Make what was reached the round's policy `name`: there was no more to learn."""
+        source = self._ledger.policy_dir(passed)
+        manifest = json.loads((source / "MANIFEST.json").read_text())
+        staged = self.staging(name)
+        for file in manifest["files"]:
+            if file != STATE:
+                shutil.copy2(source / file, staged / file)
+        canary, start = manifest["canary"], manifest["start"]
+        self.commit(name, fingerprint, manifest["report"], canary, start, manifest["steps"])
+
+    def age(self, writer: str, reader: str) -> int | None:
+        """Optimiser steps from the policy `writer` to `reader`, or None where none lead there."""
+        total = 0
+        while True:
+            number, _, steps = writer.partition("+")
+            if writer == reader:
+                return total
+            if reader == "base" or not reader.startswith("round-"):
+                return None
+            here, start = self._made(reader)
+            if steps and reader.partition("+")[0] == number:
+                return total + here - int(steps)
+            total, reader = total + here, start
+
+    def _made(self, name: str) -> tuple[int, str]:
+        """Optimiser steps of a policy since its start, and that start."""
+        manifest = json.loads((self._ledger.policy_dir(name) / "MANIFEST.json").read_text())
+        steps = manifest.get("steps", manifest["report"]["steps"])
+        return steps, manifest.get("start", "base")
+
+    def forget(self, name: str) -> None:
+        """Look at the policy's directory again when it is next asked for."""
+        self._verified.pop(name, None)
 
     def staging(self, name: str) -> Path:
         """An empty directory for a policy in the making."""
@@ -63,7 +152,7 @@ class Policies:
         A crash between the commit of a policy and the end of its step leaves this behind.
         """
         manifest = self._ledger.policy_dir(name) / "MANIFEST.json"
-        if not manifest.exists():
+        if not manifest.exists() or is_pruned(manifest.parent):
             return None
         recorded = json.loads(manifest.read_text())
         return recorded["report"] if recorded["fingerprint"] == fingerprint else None
@@ -75,19 +164,22 @@ class Policies:
         report: dict[str, Any],
         canary: Canary,
         start: str = "base",
+        steps: int | None = None,
     ) -> Policy:
         """Make the staged policy durable and visible, in one rename.
 
-        `start` is the policy that it was trained from; an adapter is merged into that one.
+        `start` is the policy that it was trained from; an adapter is merged into that one. `steps`
+        are the optimiser steps since then, where the report has but the last of them.
         """
         staged = self._ledger.path / "policies" / f".tmp-{name}"
-        files = sorted(p for p in staged.iterdir() if p.is_file())
+        files = sorted(p for p in staged.iterdir() if p.is_file() and p.name != CARD)
         for file in files:
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         manifest = {
             "policy": name,
             "start": start,
+            "steps": report["steps"] if steps is None else steps,
             "fingerprint": fingerprint,
             "files": {f.name: {"bytes": f.stat().st_size, "sha256": file_sha256(f)} for f in files},
             "report": report,
@@ -123,11 +215,15 @@ class Policies:
         return merged
 
     def _load(self, name: str) -> Policy:
+        if name == "base":
+            return Policy(name, self._base_path, model_fingerprint(self._base_path), [])
         path = self._ledger.policy_dir(name)
         manifest_path = path / "MANIFEST.json"
         if not manifest_path.exists():
             raise broken(manifest_path, f"policy {name} is missing")
         manifest = json.loads(manifest_path.read_text())
+        if is_pruned(path):
+            return Policy(name, path, manifest["fingerprint"], [], pruned=True)
         for file, entry in manifest["files"].items():
             if not (path / file).exists():
                 raise broken(path / file, "recorded in the manifest but missing")
@@ -135,6 +231,10 @@ class Policies:
                 raise broken(path / file, "its content does not match the manifest")
         whole = self._whole(path, name, manifest.get("start", "base"))
         return Policy(name, whole, manifest["fingerprint"], manifest["canary"])
+
+
+def _folder(name: str) -> str:
+    return policy_dir(Path(), name).name
 
 
 def _emptied(path: Path) -> Path:

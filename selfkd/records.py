@@ -134,11 +134,24 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Teaching:
+    """The K likeliest tokens at each of a sample's T tokens, by a served teacher: T times K."""
+
+    sample_id: str
+    prompt_id: str
+    teacher: str
+    ids: tuple[int, ...]
+    """-1 where the teacher told of fewer."""
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """What a trainer consumes: prompt and completion tokens, and the samples they come from.
 
     `completion_tokens` are to become likelier, `rejected_tokens` less likely; a pair has both, an
-    unpaired rejected sample (KTO) has no completion tokens.
+    unpaired rejected sample (KTO) has no completion tokens. A teacher (GKD) says what should follow
+    each token of the completion.
     """
 
     id: str
@@ -148,9 +161,17 @@ class Example:
     completion_tokens: tuple[int, ...]
     rejected_tokens: tuple[int, ...] | None = None
     weight: float = 1.0
+    token_weights: tuple[float, ...] | None = None
+    """Weight of each completion token, times `weight`; None: all 1."""
+    teacher_prompt_tokens: tuple[int, ...] | None = None
+    """What the teacher sees in place of `prompt_tokens`; None: the same."""
+    teacher_ids: tuple[int, ...] | None = None
+    """Of a served teacher: as in `Teaching`."""
+    teacher_logprobs: tuple[float, ...] | None = None
 
 
 _TOKENS = pa.list_(pa.int32())
+_FLOATS = pa.list_(pa.float32())
 _STRINGS = pa.list_(pa.string())
 
 PROMPTS = pa.schema(
@@ -222,6 +243,20 @@ EXAMPLES = pa.schema(
         ("completion_tokens", _TOKENS),
         ("rejected_tokens", _TOKENS),
         ("weight", pa.float64()),
+        ("token_weights", _FLOATS),
+        ("teacher_prompt_tokens", _TOKENS),
+        ("teacher_ids", _TOKENS),
+        ("teacher_logprobs", _FLOATS),
+    ]
+)
+
+TEACHINGS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("teacher", pa.string()),
+        ("ids", _TOKENS),
+        ("logprobs", _FLOATS),
     ]
 )
 
@@ -284,15 +319,20 @@ def read_samples(table: pa.Table, prompts: Mapping[str, Prompt]) -> list[Sample]
 
 
 def rows_table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
-    """Verdicts, decisions, pairs or examples as an Arrow table of `schema`."""
+    """Verdicts, decisions, pairs, teachings or examples as an Arrow table of `schema`."""
     columns = [_column([getattr(row, f.name) for row in rows], f.type) for f in schema]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
 def read_rows(table: pa.Table, row_type: type[T]) -> list[T]:
-    """The inverse of `rows_table` for `Verdict`, `Decision`, `Pair` or `Example`."""
-    columns = [_values(table.column(f.name)) for f in fields(row_type)]  # type: ignore[arg-type]
-    return [row_type(*values) for values in zip(*columns, strict=True)]
+    """The inverse of `rows_table`, for rows of `row_type`.
+
+    A column that older records do not have yet takes its default.
+    """
+    known = [f.name for f in fields(row_type)]  # type: ignore[arg-type]
+    names = [name for name in known if name in table.column_names]
+    columns = [_values(table.column(name)) for name in names]
+    return [row_type(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
 def _column(values: Sequence[Any], type: pa.DataType) -> pa.Array:

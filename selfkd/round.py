@@ -1,6 +1,6 @@
 """One round and its verbs. Each verb is durable: asked again, it returns what it recorded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,23 +8,37 @@ import pyarrow as pa
 
 from selfkd.judging import OWN, JudgeSpec
 from selfkd.ledger import Step
-from selfkd.objectives import Objective, Which
+from selfkd.objectives import Guide, Objective, Which
 from selfkd.overlap import Asked
 from selfkd.pairs import DEMONSTRATION, PairRule
+from selfkd.policies import Policy
 from selfkd.prompts import PromptSource
-from selfkd.records import Pair, Prompt, content_hash, prompts_table, read_prompts, read_rows
+from selfkd.records import (
+    Pair,
+    Prompt,
+    Teaching,
+    content_hash,
+    prompts_table,
+    read_prompts,
+    read_rows,
+)
 from selfkd.rules import Rule
-from selfkd.rundir import AUDIT, HELDOUT
+from selfkd.rundir import ANCHORS, AUDIT, CONTROLS, HELDOUT
 from selfkd.sampling.base import Sampling
-from selfkd.tables import Judgements, Kept, Pairs, Samples, Scored, decisions
+from selfkd.segments import Segment, cut
+from selfkd.tables import Anchors, Judgements, Kept, Pairs, Samples, Scored, Taught, decisions
+from selfkd.teaching import ServedTeacher
+from selfkd.verbs.control import judge_controls
 from selfkd.verbs.demonstrate import record_demonstrations
 from selfkd.verbs.generate import sample_shards
 from selfkd.verbs.judge import judge_shards
 from selfkd.verbs.keep import record_decisions
 from selfkd.verbs.pair import record_pairs
 from selfkd.verbs.score import record_scores
-from selfkd.verbs.train import train_policy
+from selfkd.verbs.teach import teach_shards
+from selfkd.verbs.train import Plan, train_policy
 from selfkd.views import View, plain
+from selfkd.weights import Weighting
 
 if TYPE_CHECKING:
     from selfkd.run import Run
@@ -40,6 +54,10 @@ class Round:
         self.policy = policy
         self._behind = behind
         self.rng = np.random.default_rng([run.config.seed, number])
+        self._reached = policy
+        """The policy as the trainings of the round have left it."""
+        self._controlled = False
+        self._anchored = False
 
     def ahead(self) -> "Round":
         """The round after this one as it is before this one's training: one policy behind."""
@@ -150,11 +168,15 @@ class Round:
         told = self._judgements(step, label) if judge.writes else None
 
         def produce() -> None:
-            calls = self.run.engine_calls(judge, asked) if asked else None
-            judge_shards(self, step, samples, judge, calls, told)
+            judge_shards(self, step, samples, judge, self.run.calls_for(judge, asked), told)
 
         scored = Scored(step, samples, produce, told)
         self.run.owed.insert(0, scored)  # before its samples, which it takes as they come
+        own = judge.identity() == self.run.judge.identity()
+        if own and label not in (HELDOUT, AUDIT, ANCHORS):
+            self._add_controls(scored, judge, asked)
+        if not label:
+            self._judge_anchors(samples, judge)
         return scored
 
     def _judgements(self, judging: Step, label: str) -> Judgements:
@@ -162,6 +184,23 @@ class Round:
         args = {"judging": judging.fingerprint}
         return Judgements(
             self._step("prompts", name, args, 0), self._step("generate", name, args, 0)
+        )
+
+    def _add_controls(self, scored: Scored, judge: JudgeSpec, asked: Policy | None) -> None:
+        """Once a round, have controls judged after the samples, if the config asks for them."""
+        options = self.run.config.controls
+        if not options.per_round or self._controlled:
+            return
+        self._controlled = True
+        args = {
+            "scored": scored.step.fingerprint,
+            "judge": judge.identity(),
+            "controls": options.model_dump(exclude={"action"}),
+        }
+        verbs = ("prompts", "generate", "judge")
+        prompts, planted, judged = (self._step(verb, CONTROLS, args, 0) for verb in verbs)
+        scored.then = lambda: judge_controls(
+            self, prompts, planted, judged, scored, judge, self.run.calls_for(judge, asked)
         )
 
     def audit(self, samples: Samples, gold: JudgeSpec | None) -> Scored | None:
@@ -173,6 +212,17 @@ class Round:
         if gold is None or (gold.needs_answer and any(p.answer is None for p in samples.prompts)):
             return None
         return self.judge(samples, gold, label=AUDIT)
+
+    def _judge_anchors(self, samples: Samples, judge: JudgeSpec) -> None:
+        """Once a round, have the judge look again at what it judged in the first."""
+        most = self.run.config.judging.anchors
+        if not most or self._anchored:
+            return
+        self._anchored = True
+        if self.number == 0:
+            self.run.anchors = Anchors(samples, most)
+        elif self.run.anchors is not None:
+            self.judge(self.run.anchors, judge, label=ANCHORS)
 
     def score(
         self,
@@ -197,16 +247,45 @@ class Round:
             record_scores(self, step, samples.rows, rewards, texts, judge)
         return Scored(step, samples, lambda: None)
 
+    def teach(
+        self, samples: Samples, teacher: ServedTeacher, *, view: View = plain, label: str = ""
+    ) -> Taught:
+        """Have a served teacher say what it would write at each token, for `GKD(teacher=...)`.
+
+        The teacher sees prompts under `view`. Shards are recorded as they come, so what a server
+        was paid for is never asked again.
+        """
+        label = label or samples.step.label
+        names = {"teacher": teacher.name, "top_k": teacher.top_k, "view": view.name}
+        args = {"samples": samples.step.fingerprint} | names
+        step = self._step("teach", label, args, samples.count)
+        if not step.finished:
+            teach_shards(self, step, samples, teacher, view)
+        rows = [t for table in step.tables() for t in read_rows(table, Teaching)]
+        return Taught(step, samples, {row.sample_id: row for row in rows})
+
     # -- keep -----------------------------------------------------------------------------------
 
-    def keep(self, scored: Scored | Samples, rule: Rule, *, label: str = "") -> Kept:
-        """Decide which samples are learnt from; every drop has its reason on record."""
+    def keep(
+        self,
+        scored: Scored | Samples,
+        rule: Rule,
+        *,
+        weights: Weighting | None = None,
+        label: str = "",
+    ) -> Kept:
+        """Decide which samples are learnt from; every drop has its reason on record.
+
+        With `weights` each counts by its verdict; what has no weight, or weight 0, is dropped.
+        """
         label = label or scored.step.label
         scored.wait()
         args = {"scored": scored.step.fingerprint, "rule": rule.name, "seed": self.run.config.seed}
+        if weights:
+            args["weights"] = weights.name
         step = self._step("keep", label, args, 0)
         if not step.finished:
-            tables = decisions(scored, rule, [self.run.config.seed, self.number])
+            tables = decisions(scored, rule, [self.run.config.seed, self.number], weights)
             record_decisions(self, step, tables, rule.name)
         return Kept(step, scored)
 
@@ -229,6 +308,27 @@ class Round:
 
     # -- train ----------------------------------------------------------------------------------
 
+    def segments(
+        self,
+        prompts: PromptSource | Sequence[Prompt],
+        *,
+        n: int = 1,
+        steps_per_sync: int | None = None,
+    ) -> Iterator[Segment]:
+        """Cut the round's training where the sampler gets fresh weights; None: nowhere.
+
+        Each segment brings prompts for about `steps_per_sync` optimiser steps at `n` samples each,
+        and the policy to sample with. The loop's body generates under `segment.policy` and
+        `segment.label`, and ends with `train(..., segment=segment)`.
+        """
+        drawn = prompts.train(self.number) if isinstance(prompts, PromptSource) else list(prompts)
+        size, epochs = self.run.config.train.batch_size, self.run.config.train.epochs
+        parts = list(cut(drawn, n=n, batch_size=size, epochs=epochs, steps_per_sync=steps_per_sync))
+        total, first = sum(steps for _, steps in parts), 0
+        for number, (part, steps) in enumerate(parts):
+            yield Segment(self.number, number, part, self._reached, first, steps, total)
+            first += steps
+
     def train(
         self,
         objective: Objective,
@@ -236,14 +336,18 @@ class Round:
         start: Which = "previous",
         steps: int | None = None,
         learning_rate: float | None = None,
+        segment: Segment | None = None,
     ) -> str:
         """Make the next policy from the objective's examples and return its name.
 
         `start` is what is trained: the base model, the round's own policy or the best one so far.
         `steps` fixes the number of optimiser steps, otherwise the config's epochs decide. With no
         example the weights stay as they are, and the run stops or goes on by `on_no_signal`.
+
+        A `segment` goes on with the training of the segments before it, optimiser included.
         """
         origin = self.run.policies.get(self._which(start))
+        reached = self.run.policies.get(self._reached)
         ref = self.run.policies.get(self._which(objective.ref)) if objective.ref else None
         options = self.run.config.train
         if learning_rate is not None:
@@ -260,15 +364,23 @@ class Round:
         }
         if ref:
             args |= {"ref": ref.fingerprint, "ref_name": ref.name}
-        step = self._step("train", "", args, 0)
+        plan = Plan(origin, reached, ref, options, steps, segment)
+        if segment:
+            args |= {"first": segment.first, "total": segment.total, "from": plan.here.fingerprint}
+        step = self._step("train", segment.label if segment else "", args, 0)
         with self.run.overlapping(self, trains=not step.finished):
             if not step.finished:
-                train_policy(self, step, objective, origin, options, steps, ref)
-        self.run.trained(step.summary["policy"])
-        return step.summary["policy"]
+                train_policy(self, step, objective, plan)
+        self._reached = step.summary["policy"]
+        if segment and not segment.last:
+            self.run.policies.passing(self._reached, step.fingerprint)
+        else:
+            self.run.policies.let_go(f"round-{self.number + 1}")
+            self.run.trained(self._reached)
+        return self._reached
 
-    def _which(self, which: Which) -> str:
-        return {"base": "base", "previous": self.policy, "best": self.run.best}[which]
+    def _which(self, which: Guide) -> str:
+        return {"previous": self.policy, "best": self.run.best}.get(which, which)
 
     # -- evaluate -------------------------------------------------------------------------------
 

@@ -86,6 +86,16 @@ def above(threshold: float, *, inclusive: bool = False) -> Rule:
     return Rule(f"{'at_least' if inclusive else 'above'}({threshold:g})", drop, across=False)
 
 
+def below(threshold: float) -> Rule:
+    """Reward under the threshold; what has no reward is dropped as unscored (OPSD on failures)."""
+
+    def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
+        reasons = {i: f"reward {threshold:g} or more" for i in alive if c.rewards[i] >= threshold}
+        return reasons | {i: "unscored" for i in alive if np.isnan(c.rewards[i])}
+
+    return Rule(f"below({threshold:g})", drop)
+
+
 def correct() -> Rule:
     """Reward 1: right by a rule that compares with the reference answer."""
 

@@ -7,30 +7,36 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from selfkd.chat import render_all
+from selfkd.alarms import Alarm
+from selfkd.chat import render_all, same_tokenizer
 from selfkd.cluster import Cluster, Place
 from selfkd.config import Resolved
+from selfkd.distillation import TeacherName
 from selfkd.enginecalls import EngineCalls
 from selfkd.errors import DataError, UsageError
 from selfkd.gate import paired_test
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
-from selfkd.ledger import Ledger, Step, write_atomically
-from selfkd.metrics import alarms, recorded_rows
+from selfkd.ledger import MARKER, Ledger, Step, write_atomically
+from selfkd.metrics import recorded_rows, run_alarms
+from selfkd.modelcard import write_cards
+from selfkd.models import check_model_dir, resolve_model
 from selfkd.overlap import Asked, Overlap
 from selfkd.policies import Policies, Policy
 from selfkd.progress import Reporter
 from selfkd.prompts import PromptSource
 from selfkd.records import Message, Prompt, Sample, Verdict
+from selfkd.retention import prune
 from selfkd.round import Round
 from selfkd.rundir import HELDOUT
 from selfkd.samplers import make_sampler
 from selfkd.sampling.replicas import Sampler
-from selfkd.tables import Samples, Scored
+from selfkd.tables import Anchors, Samples, Scored
 from selfkd.trainers import Trainers
 from selfkd.training.base import TrainJob, TrainReport
+from selfkd.verdictcache import VerdictCache
 
 
 class EndOfRun(Exception):
@@ -84,6 +90,8 @@ class Run:
         """The policy trained last, promoted or not."""
         self.owed: list[Samples | Scored] = []
         """Handles that a loop may not have looked into when its round ends."""
+        self.anchors: Anchors | None = None
+        """Samples of the first round that the judge is shown again in later ones."""
         self.current = "base"
         """The policy that the next round begins with."""
         self.planned = 0
@@ -129,9 +137,28 @@ class Run:
         for number in range(count):
             self._round = number
             yield Round(self, number, self.current)
-            self._end_round(number)
+            self._heed(number, self._end_round(number))
             self._check_stop()
         self._round = count
+
+    def teacher(self, spec: str) -> TeacherName:
+        """The teacher that a config names: a policy of this run, or a model that becomes `teacher`.
+
+        `spec` is base, previous, best, live or ema, else a model directory, a known name or a hub
+        id. Raises UsageError for a model with another tokenizer: its tokens would not be ours.
+        """
+        for name in get_args(TeacherName):
+            if spec == name != "teacher":
+                return name
+        try:
+            path = resolve_model(spec)
+        except UsageError as error:
+            error.where = "teacher"
+            raise
+        check_model_dir(path)
+        same_tokenizer(self.setting.tokenizer, path)
+        self.policies.add("teacher", path)
+        return "teacher"
 
     def final_round(self) -> Round:
         """The round after the last training: its samples end the curve, and nothing is trained."""
@@ -152,8 +179,11 @@ class Run:
         """Tokens of chat messages, ready to be completed."""
         return render_all(self.setting.tokenizer, conversations)
 
-    def engine_calls(self, judge: JudgeSpec, policy: Policy) -> EngineCalls:
-        """What answers a judge's calls with the run's own sampler, holding `policy`."""
+    def calls_for(self, judge: JudgeSpec, policy: Policy | None) -> EngineCalls | None:
+        """What answers a judge's calls with the run's own sampler, holding `policy`; None for a
+        judge that asks no policy."""
+        if policy is None:
+            return None
         return EngineCalls(
             self.sampler,
             policy,
@@ -169,18 +199,31 @@ class Run:
         calls: EngineCalls | None = None,
     ) -> Iterator[list[Verdict]]:
         """Verdicts of each batch in order; judging runs in worker processes of its own."""
-        identity = judge.identity()
+        identity, settings = judge.identity(), self.config.judging
+        asked = calls.policy.fingerprint if calls else ""
+        keep = judge.cacheable and settings.cache
+        cache = VerdictCache(f"{identity} {asked}", compares=judge.compares) if keep else None
         if identity not in self._judges:
-            settings = self.config.judging
             self._judges[identity] = JudgePool(
                 judge,
                 self._cluster,
                 workers=settings.workers,
                 timeout=settings.timeout,
                 check=self._check_stop,
+                folder=self.ledger.path / "judging",
                 place=Place(cpus=self.config.cluster.judge_cpus),
             )
-        return self._judges[identity].judge_batches(batches, calls)
+        yield from self._judges[identity].judge_batches(batches, calls, cache)
+        if cache:
+            self._tell_of(cache, judge.name)
+
+    def _tell_of(self, cache: VerdictCache, judge: str) -> None:
+        """Say how much the cache saved, and what is wrong with it."""
+        if cache.hits:
+            text = f"judge {judge}: {cache.hits} verdicts were known and not asked for again"
+            self.emit("message", text=text)
+        if cache.complaint:
+            self.emit("message", text=cache.complaint, level="warning")
 
     def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
         """Run one training in the trainer's process; `follow` sees each logged step."""
@@ -290,34 +333,48 @@ class Run:
         for pool in self._judges.values():
             pool.close()
 
-    def _end_round(self, number: int) -> None:
+    def _end_round(self, number: int) -> dict[str, Any]:
+        """Record that a round is complete; the alarms that began in it, and what they led to."""
         for handle in self.owed:
             handle.wait()
         self.owed.clear()
         rows = recorded_rows(self.ledger.path)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(self.ledger.path / "metrics.jsonl", lines.encode())
+        write_cards(self.ledger.path, (number, number + 1))
         row = next((r for r in rows if r["round"] == number), None)
         if row is None:
             raise DataError(f"round {number} recorded nothing", where=str(self.ledger.path))
         self.reporter.event("round_row", row=row)
-        self._finish_round(number, rows)
+        marker = self.ledger.step(number, MARKER, "", {})
+        if not marker.finished:
+            self._prune()
+            known = [r for r in rows if r["round"] <= number]
+            self._tell(
+                marker, [a for a in run_alarms(self.ledger.path, known) if a.round == number]
+            )
+        return marker.summary
 
-    def _finish_round(self, number: int, rows: list[dict[str, Any]]) -> None:
-        marker = self.ledger.step(number, "round", "", {})
-        if marker.finished:
-            return
-        marker.finish({})
-        self.emit("round_finished", round=number)
-        for alarm in alarms([r for r in rows if r["round"] <= number]):
-            if alarm.round == number:
-                self.emit(
-                    "alarm",
-                    round=number,
-                    level=alarm.level,
-                    alarm=alarm.name,
-                    message=alarm.message,
-                )
+    def _tell(self, marker: Step, told: list[Alarm]) -> None:
+        """Record that a round is complete, its alarms, and the policy they send the run back to."""
+        back = [a.name for a in told if a.name in self.config.alarms.rollback]
+        best = self.best if back and self._heldout_rewards else None
+        marker.finish({"alarms": [alarm.name for alarm in told], "back_to": best})
+        self.emit("round_finished", round=marker.round)
+        for alarm in told:
+            facts = {"level": alarm.level, "alarm": alarm.name, "message": alarm.message}
+            self.emit("alarm", round=marker.round, **facts)
+        if best:
+            text = f"alarm {', '.join(back)}: going on from {best}"
+            self.reporter.event("message", text=text, level="warning")
+
+    def _heed(self, number: int, ended: dict[str, Any]) -> None:
+        """What the config wants of a round's alarms: end the run, or go on from its best policy."""
+        config, best = self.config.alarms, ended.get("back_to")
+        final = config.stop if best else [*config.stop, *config.rollback]
+        if found := [name for name in ended.get("alarms", []) if name in final]:
+            raise EndOfRun(f"round {number} raised the alarm {', '.join(found)}")
+        self.current = best or self.current
 
     def _make_trainers(self) -> Trainers:
         return Trainers(
@@ -326,6 +383,13 @@ class Run:
             workers=self.config.cluster.trainer_workers,
             check=self._check_stop,
         )
+
+    def _prune(self) -> None:
+        """Let go of weights that the config does not keep and nothing here needs."""
+        needed = {self.best, self.newest, self.current}
+        for name in prune(self.ledger, self.config.keep_policies, needed):
+            self.policies.forget(name)
+            self.reporter.event("policy_pruned", policy=name)
 
     def _make_sampler(self) -> Sampler:
         return make_sampler(

@@ -4,7 +4,7 @@ Rows stay in Arrow tables on disk. Python objects are made of them where a judge
 looks at them, a shard or a block at a time, so that a round may have millions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,6 +18,7 @@ from selfkd.records import (
     Pair,
     Prompt,
     Sample,
+    Teaching,
     Verdict,
     read_prompts,
     read_rows,
@@ -25,6 +26,7 @@ from selfkd.records import (
 )
 from selfkd.rules import Candidates, Rule
 from selfkd.rundir import places, token_counts
+from selfkd.weights import Weighting
 
 Batch = tuple[int, list[Sample]]
 """Shard index and its samples."""
@@ -98,6 +100,24 @@ class Judgements:
         return Samples(self.step, prompts, summary["draws"], lambda: iter(()), summary["policy"])
 
 
+class Anchors(Samples):
+    """Up to `most` samples of a step, evenly spread over it, as one batch."""
+
+    def __init__(self, samples: Samples, most: int) -> None:
+        super().__init__(samples.step, samples.prompts, 1, lambda: iter(()), samples.policy)
+        self._stride = -(-samples.count // most) or 1
+        self._samples = samples
+        self.count = -(-samples.count // self._stride)
+
+    def tables(self) -> Iterator[tuple[int, pa.Table]]:
+        """All of them."""
+        parts, seen = [], 0
+        for _, table in self._samples.tables():
+            parts.append(table.take(list(range(-seen % self._stride, len(table), self._stride))))
+            seen += len(table)
+        yield 0, pa.concat_tables(parts)
+
+
 class Scored:
     """Samples with their verdicts; judging happens while this is iterated."""
 
@@ -110,6 +130,8 @@ class Scored:
     ) -> None:
         self.step = step
         self.samples = samples
+        self.then: Callable[[], None] | None = None
+        """Called once when all are judged, recorded or not, before anybody uses the verdicts."""
         self._produce = produce
         self._told = told
 
@@ -117,6 +139,9 @@ class Scored:
         """Have what is still missing judged."""
         if not self.step.finished:
             self._produce()
+        if then := self.then:
+            self.then = None
+            then()
 
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:
@@ -247,18 +272,36 @@ def _candidates(samples: pa.Table, verdicts: pa.Table | None) -> Candidates:
     )
 
 
-def decisions(part: Scored | Samples, rule: Rule, seed: Sequence[int]) -> Iterator[pa.Table]:
-    """What a rule decides about the samples of a step, as rows of `DECISIONS`.
+def decisions(
+    part: Scored | Samples, rule: Rule, seed: Sequence[int], weights: Weighting | None = None
+) -> Iterator[pa.Table]:
+    """What a rule, and then a weighting, make of the samples of a step, as rows of `DECISIONS`.
 
     Every block has a generator of its own, seeded by `seed` and its number.
     """
     found = [joined([part])] if rule.across else blocks(part)
-    for number, c in enumerate(found):
-        reasons = rule.apply(c, np.random.default_rng([*seed, number]))
-        kept = [reason is None for reason in reasons]
-        columns = [c.sample_ids, c.prompt_ids, kept, [r or "kept" for r in reasons], [1.0] * len(c)]
-        arrays = [pa.array(v, type=f.type) for v, f in zip(columns, DECISIONS, strict=True)]
-        yield pa.Table.from_arrays(arrays, schema=DECISIONS)
+    for number, candidates in enumerate(found):
+        yield decide(candidates, rule, weights, np.random.default_rng([*seed, number]))
+
+
+def decide(
+    candidates: Candidates, rule: Rule, weights: Weighting | None, rng: np.random.Generator
+) -> pa.Table:
+    """`decisions` about some candidates; what weighs nothing is dropped too."""
+    reasons = rule.apply(candidates, rng)
+    weighed = weights.weigh(candidates).tolist() if weights else [1.0] * len(candidates)
+    for i, weight in enumerate(weighed):
+        if reasons[i] is None and not weight > 0:
+            reasons[i] = "weight 0" if weight == 0 else "no reward to weigh it by"
+    columns = [
+        candidates.sample_ids,
+        candidates.prompt_ids,
+        [reason is None for reason in reasons],
+        [reason or "kept" for reason in reasons],
+        [1.0 if reason else w for reason, w in zip(reasons, weighed, strict=True)],
+    ]
+    arrays = [pa.array(v, type=f.type) for v, f in zip(columns, DECISIONS, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=DECISIONS)
 
 
 def samples_of(part: Scored | Samples) -> Samples:
@@ -287,6 +330,16 @@ class Kept:
     def rows(self) -> list[tuple[Sample, float]]:
         """All of them at once."""
         return list(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """Samples with the likeliest tokens that a served teacher gave at each of theirs."""
+
+    step: Step
+    samples: Samples
+    teachings: Mapping[str, Teaching]
+    """By sample id."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ def test_an_ensemble_takes_any_kind_of_judge(own):
 
 def test_most_of_the_judges_decide(own):
     judges = [f"{own}:length", f"{own}:slow", f"{own}:reward"]
-    options = {"judges": judges, "combine": "majority", "yes_from": 3}
+    options: dict[str, Any] = {"judges": judges, "combine": "majority", "yes_from": 3}
     yes, no = judged("ensemble", [answer("abcd"), answer("ab")], **options)
     assert (yes.reward, no.reward) == (1.0, 0.0)
     (torn,) = judged("ensemble", [answer("abcd")], **options | {"judges": judges[:2]})
@@ -78,7 +78,7 @@ def test_a_cascade_asks_the_model_only_about_what_the_rule_lets_through():
 
 def test_what_a_cascade_stops_may_keep_its_reward_and_its_reason(own):
     judges = [f"{own}:length", "random"]
-    options = {"judges": judges, "pass_from": 3.0, "stopped": "own"}
+    options: dict[str, Any] = {"judges": judges, "pass_from": 3.0, "stopped": "own"}
     verdicts = judged("cascade", [answer(t) for t in ("ab", "raise", "abcd")], **options)
     assert verdicts[0].reward == 2.0
     assert (verdicts[1].reward, verdicts[1].status) == (None, "error")
@@ -88,7 +88,7 @@ def test_what_a_cascade_stops_may_keep_its_reward_and_its_reason(own):
 
 
 def test_length_costs(own):
-    options = {"judge": f"{own}:length", "free": 3, "per_100": 10, "most": 0.5}
+    options: dict[str, Any] = {"judge": f"{own}:length", "free": 3, "per_100": 10, "most": 0.5}
     samples = [answer("four words in it"), answer("short"), answer("raise"),
                answer("abc", tokens=tuple(range(90)))]  # fmt: skip
     four, short, failed, long = judged("length_penalised", samples, **options)

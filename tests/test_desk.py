@@ -1,7 +1,7 @@
 """The desk that generation and judging share: one engine thread, whatever the order of orders."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -127,6 +127,7 @@ def test_nobody_works_for_one_who_gave_up(desk: Desk) -> None:
     given_up = desk.answers("base", work("a", "b", "c"))
     slow(desk).go.release()
     next(given_up)
+    assert isinstance(given_up, Generator)
     given_up.close()
     slow(desk).go.release(9)
     assert [i for i, _ in desk.answers("base", work("d"))] == ["d"]

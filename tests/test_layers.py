@@ -25,7 +25,7 @@ HEAVY = {
     "math_verify",
 }
 ENGINE = {"run", "round", "cluster", "launch", "assembly", "sampling", "training"}
-READERS = ["metrics", "alarms", "rundir", "repair", "viewer"]
+READERS = ["metrics", "alarms", "rundir", "repair", "viewer", "tracking"]
 LONGEST_FILE = 400
 LONGEST_PLUGIN = 120
 
@@ -144,7 +144,11 @@ def test_the_engine_names_no_loop_and_no_judge():
 @pytest.mark.parametrize("kind", ["loops", "judges"])
 def test_plug_ins_use_what_users_can_use(kind):
     public = {"selfkd", "selfkd.judging", "selfkd.judgements", "selfkd.instructions"}
-    public |= {"selfkd.contests", "selfkd.judgecalls", "selfkd.judgeprompts", "selfkd.nested"}
+    public |= {"selfkd.sandbox", "selfkd.sandbox.box", "selfkd.sandbox.testing"}
+    public |= {"selfkd.classifier", "selfkd.localcalls", "selfkd.models"}
+    public |= {"selfkd.served.calls", "selfkd.served.options", "selfkd.prompts.tasksets"}
+    public |= {"selfkd.errors"}
+    public |= {"selfkd.judgecalls", "selfkd.judgeprompts", "selfkd.nested", "selfkd.contests"}
     public |= {f"selfkd.{kind}"}
     for module in below(kind):
         used = own(imports(module))

@@ -256,7 +256,7 @@ def committed(task: Any, folder: Path, start: Path) -> tuple[Policies, Path]:
         merged_dir=str(policies.staging_merged("round-1")),
     )
     report = LocalTrainer().train(made)
-    policies.commit("round-1", "f", {}, [(list(t), list(e)) for t, e in report.canary])
+    policies.commit("round-1", "f", {"steps": 1}, [(list(t), list(e)) for t, e in report.canary])
     return policies, folder / "policies" / "round-001"
 
 

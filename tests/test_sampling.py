@@ -17,6 +17,7 @@ from selfkd.errors import DataError, InfrastructureError
 from selfkd.sampling.actor import EngineOptions, SamplerActor, Shard
 from selfkd.sampling.base import Completion, Request, Sampling, Work
 from selfkd.sampling.pool import SamplerPool
+from selfkd.sampling.sync import Get
 from selfkd.sampling.transformers import TransformersEngine
 from tests.engines import Weights, by_request, canary_of, drawn, edited, inside, make_pool, process
 
@@ -302,8 +303,8 @@ def test_an_engine_that_keeps_dying_ends_the_run(pool: SamplerPool, tiny_model: 
     pool.hold("base", tiny_model, [])
     made = pool._start
 
-    def start_and_kill(*arguments: Any) -> None:
-        made(*arguments)
+    def start_and_kill(policy: str, path: Path, get: Get) -> None:
+        made(policy, path, get)
         os.kill(process(pool), signal.SIGKILL)
 
     os.kill(process(pool), signal.SIGKILL)

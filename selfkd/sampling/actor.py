@@ -19,6 +19,9 @@ from selfkd.sampling.transfer import Receiver
 
 ShardRequests = tuple[int, tuple[Request, ...]]
 
+Served = tuple[int, str, Answer]
+"""Number of a piece of work, id of one of its requests, and the answer to it."""
+
 ENGINES = {
     "vllm": "selfkd.sampling.vllm:VLLMEngine",
     "transformers": "selfkd.sampling.transformers:TransformersEngine",
@@ -191,10 +194,18 @@ class SamplerActor(Receiver):
                 yield Shard.of(index, {id: found[id] for id in order[index]})
         yield Progress(requests, tokens, time.monotonic() - started)
 
-    def serve(self, policy: str, work: Sequence[Work]) -> list[dict[str, Answer]]:
-        """Answers by request id to each piece of work, all of it in hand at once."""
+    def serve(self, policy: str, work: Sequence[Work]) -> Iterator[list[Served]]:
+        """Answers to each piece of work, all of it in hand at once, a group twice a second."""
         streams = [self._desk.answers(policy, piece) for piece in work]
-        return [dict(stream) for stream in streams]
+        group: list[Served] = []
+        reported = time.monotonic()
+        for index, stream in enumerate(streams):
+            for request_id, answer in stream:
+                group.append((index, request_id, answer))
+                if time.monotonic() - reported > 0.5:
+                    yield group
+                    group, reported = [], time.monotonic()
+        yield group
 
 
 def _distance(one: Sequence[float], other: Sequence[float]) -> float:

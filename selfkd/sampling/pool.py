@@ -132,9 +132,13 @@ class SamplerPool:
         while True:
             actor = self.held(policy, path, canary, check)
             try:
-                answers = actor.serve.remote(policy, tuple(work))
-                # As long as it takes: what is generated meanwhile shows whether the engine lives.
-                return self._cluster.get(answers, "the judge's calls", timeout=86_400, check=check)
+                stream = actor.serve.options(num_returns="streaming").remote(policy, tuple(work))
+                answers: list[dict[str, Answer]] = [{} for _ in work]
+                what, silence = "answers to a judge's calls", self._silence_timeout
+                for group in self._cluster.stream(stream, what, timeout=silence, check=check):
+                    for index, request_id, answer in group:
+                        answers[index][request_id] = answer
+                return answers
             except ActorLost as error:
                 self._lost(actor)
                 losses.add(error)

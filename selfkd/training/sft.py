@@ -117,6 +117,10 @@ class WeightedSFTTrainer(SFTTrainer):
         if self.is_world_process_zero():
             self._log_path.write_text("", encoding="utf-8")
         self._seed = seed
+        self.first_step = 0
+        """Steps made before these ones, where a training is cut into several jobs."""
+        self.planned_steps: int | None = None
+        """Steps of the whole training, where these are not all."""
         self.tokens_seen = 0
         self.losses: list[float] = []
         self._share = torch.zeros(0)
@@ -145,6 +149,12 @@ class WeightedSFTTrainer(SFTTrainer):
         """What a step's loss is the weighted mean of; here -log p of each token, (B, T - 1)."""
         return token_nll(model, batch)
 
+    def loss_of(
+        self, model: Any, batch: dict[str, torch.Tensor], weights: torch.Tensor, total: torch.Tensor
+    ) -> torch.Tensor:
+        """Sum of weight times loss over this micro-batch, over the weight `total` of the step."""
+        return (self.losses_of(model, batch) * weights).sum() / total
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> torch.Tensor:
         """The weight of an optimiser step, over all its micro-batches and workers."""
         own = torch.stack([self.weights_of(b).sum() for b in batch_samples]).sum().to(device)
@@ -170,8 +180,7 @@ class WeightedSFTTrainer(SFTTrainer):
         total = torch.as_tensor(total).clamp(min=1e-8)
         self._share = weights / total
         # The workers' gradients are averaged, and theirs are to be summed.
-        workers = self.args.world_size
-        loss = (self.losses_of(model, inputs) * weights).sum() / total * workers
+        loss = self.loss_of(model, inputs, weights, total) * self.args.world_size
         if not torch.isfinite(loss):
             raise Diverged(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}",
@@ -203,8 +212,8 @@ class WeightedSFTTrainer(SFTTrainer):
         if not self.is_world_process_zero():
             return
         row = {
-            "step": self.state.global_step,
-            "total_steps": self.state.max_steps,
+            "step": self.first_step + self.state.global_step,
+            "total_steps": self.planned_steps or self.state.max_steps,
             "loss": logs["loss"],
             "grad_norm": logs["grad_norm"],
             "learning_rate": logs["learning_rate"],
@@ -292,7 +301,7 @@ def arguments(job: TrainJob, dtype: str, count: int) -> SFTConfig:
     share = math.ceil(batch / workers)
     micro = min(options.micro_batch_size or share, share)
     on_cpu = not torch.cuda.is_available()
-    steps = job.max_steps or math.ceil(options.epochs * math.ceil(count / batch))
+    steps = job.max_steps or options.steps(count)
     return SFTConfig(
         output_dir=job.out_dir,
         use_cpu=on_cpu,
@@ -304,7 +313,7 @@ def arguments(job: TrainJob, dtype: str, count: int) -> SFTConfig:
         max_steps=steps,
         learning_rate=options.learning_rate,
         lr_scheduler_type=options.schedule,
-        warmup_steps=int(options.warmup_ratio * steps),
+        warmup_steps=int(options.warmup_ratio * (job.stretch.total if job.stretch else steps)),
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
         seed=job.seed,

@@ -22,6 +22,7 @@ from selfkd.training.adapters import merge, save_adapter
 from selfkd.training.base import TrainJob, TrainReport
 from selfkd.training.checkpoints import load, save
 from selfkd.training.rounding import round_to_bfloat16
+from selfkd.training.state import continue_training, save_state
 
 CANARY_TOKENS = 200
 """Length of the long canary: over 128, so that a sampler's cached prompt prefix takes part."""
@@ -78,9 +79,15 @@ class LocalTrainer:
         tokenizer = AutoTokenizer.from_pretrained(job.start_path)
         model = self._model(job)
         trainer = _make_trainer(model, tokenizer, examples, job)
+        if job.stretch:
+            state = job.stretch.state_from
+            place = Path(state) if state else None
+            continue_training(trainer, job.stretch.first, job.stretch.total, place)
         began = time.monotonic()
         trainer.train()
         step_seconds = time.monotonic() - began
+        if job.stretch and job.stretch.state_to:
+            save_state(trainer, Path(job.stretch.state_to))
         # Without the wrapper that computes in the training's dtype.
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         dtype = _stored_dtype(job)
@@ -147,10 +154,11 @@ def _report(
 
 
 def _make_trainer(model: Any, tokenizer: Any, examples: Sequence[Example], job: TrainJob) -> Any:
-    from selfkd.training import dpo, kto, sft
+    from selfkd.training import dpo, gkd, kto, sft
 
-    makers = {"sft": sft.make_trainer, "dpo": dpo.make_trainer, "kto": kto.make_trainer}
-    return makers[job.objective](model, tokenizer, examples, job, compute_dtype(job.options.dtype))
+    makers = {"sft": sft, "dpo": dpo, "kto": kto, "gkd": gkd}
+    maker = makers[job.objective].make_trainer
+    return maker(model, tokenizer, examples, job, compute_dtype(job.options.dtype))
 
 
 def _load(job: TrainJob) -> Any:

@@ -38,6 +38,7 @@ def sample_shards(
     requests = [(i, _requests(prompts, tokens, plan[i], n)) for i in missing]
     before = len(prompts) - sum(len(plan[i]) for i in missing)
     sampling_seconds = 0.0
+    assert policy.path  # raises where the weights were let go
     stream = round.run.sampler.generate(policy.name, policy.path, policy.canary, requests, sampling)
     for item in stream:
         if isinstance(item, Shard):
