@@ -279,6 +279,7 @@ CALM = {
     "reward_mean": 0.3, "accept_rate": 0.25, "coverage": 0.6, "heldout_reward": 0.4,
     "heldout_stderr": 0.01, "length_mean": 30.0, "truncated": 0.1, "distinct_2": 0.5,
     "unique": 0.9, "tokens": 2400, "gate": None, "controls": None,
+    "reward_p10": 0.0, "reward_p90": 1.0,
 }  # fmt: skip
 
 
@@ -332,6 +333,7 @@ def test_length_drift_by_round_and_over_the_run():
         ({"accept_rate": 0.99}, "high_acceptance", "99.0%"),
         ({"unscored": 8, "unscored_by": {"timeout": 8}}, "judge_failures", "9%.*8 timeout"),
         ({"coverage": 0.12}, "low_coverage", "12%"),
+        ({"reward_p10": 0.3, "reward_p90": 0.3}, "constant_judge", "every sample the reward 0.3"),
         (
             {"controls": {"order": {"fails": True, "failed": 3, "count": 4}}},
             "judge_controls",
