@@ -218,11 +218,11 @@ class TensorBoard:
     def __init__(self, target: Target) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        proto = (
-            "tensorboard.compat.proto"  # its modules are generated: no checker knows their names
-        )
+        # Its protocol modules are generated: no type checker knows what is in them.
         names = ("event", "summary", "tensor", "types")
-        modules: list[Any] = [import_module(f"{proto}.{name}_pb2") for name in names]
+        modules: list[Any] = [
+            import_module(f"tensorboard.compat.proto.{name}_pb2") for name in names
+        ]
         self._events, self._summaries, self._tensors, self._types = modules
         folder = target.path / "tensorboard"
         try:
