@@ -340,7 +340,7 @@ def test_an_engine_that_is_killed_while_it_updates_is_replaced_by_one_that_is_ri
     answers: dict[str, list[Completion]] = {}
     for item in pool.generate("round-1", changed, canary_of(changed, CANARY), shards, GREEDY):
         if isinstance(item, Shard):
-            answers |= item.completions
+            answers |= by_request(item)
     assert pool.restarts == 1
     assert answers == complete(engine(changed), REQUESTS, GREEDY)
 
