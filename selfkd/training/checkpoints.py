@@ -44,8 +44,10 @@ def save(model: Any, dtype: str, start: Path, out: Path) -> None:
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig()
+    for weight in model.parameters():  # and no buffer: rotary frequencies stay float32
+        weight.data = weight.data.to(getattr(torch, dtype))
     with file_errors():
-        model.to(getattr(torch, dtype)).save_pretrained(out)
+        model.save_pretrained(out)
     (out / "generation_config.json").unlink()
     for file in start.iterdir():
         own = file.name == "MANIFEST.json" or file.name.endswith(".index.json")
