@@ -1,4 +1,4 @@
-// The C interface that native.py calls. Sizes: C tokens, H hidden, V vocabulary; strides (ld) are
+// The C interface that cpu.py calls. Sizes: C tokens, H hidden, V vocabulary; strides (ld) are
 // in elements of what they belong to. `narrow`: factors are bfloat16, else float32; a head may
 // be stored in either and is converted while it is packed.
 #include "gemm.h"
@@ -57,7 +57,7 @@ void selfkd_weight_gradient(int narrow, const void *gradient, int64_t ld, const 
 
 // Figures is [4, C]: loss, student entropy, teacher entropy, agreement.
 void selfkd_rows(int narrow, int kind, float share, float inverse_temperature, float *student,
-                 float *teacher, int64_t ld, const float *scale, float *figures, int64_t C,
+                 const float *teacher, int64_t ld, const float *scale, float *figures, int64_t C,
                  int64_t V, int64_t padded, int gradient, int threads) {
   tasks::run(C, threads, [&](int64_t c) {
     rows::Row row{student + c * ld, teacher + c * ld, V, padded, inverse_temperature, share,

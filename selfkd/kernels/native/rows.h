@@ -113,7 +113,8 @@ struct Figures {
 };
 
 struct Row {
-  float *student, *teacher;  // logits; both are written over where a gradient is wanted
+  float *student;  // logits; written over where a gradient is wanted
+  const float *teacher;
   int64_t count, padded;
   float inverse_temperature, share, scale;
   bool gradient;
@@ -126,6 +127,8 @@ Figures work(const Row &r) {
   Normalizer zp = normalizer(r.teacher, r.count, factor);
   Sum loss, pull, hq, hp;
   bool same = false;
+  // q for the last pass; here, and not over the teacher's logits, it never leaves the cache.
+  auto *kept = (float *)tasks::scratch<0>(r.padded * sizeof(float));
   for (int64_t v = 0; v < r.count; v += 16) {
     int which = v / 16 % 2;
     __mmask16 m = gemm::mask(r.count - v);
@@ -143,7 +146,7 @@ Figures work(const Row &r) {
     hp.add(_mm512_mul_ps(p, log_p), which);
     if (r.gradient) {
       _mm512_mask_storeu_ps(r.student + v, m, s.pull);
-      _mm512_mask_storeu_ps(r.teacher + v, m, q);
+      _mm512_storeu_ps(kept + v, q);
     }
   }
   if (r.gradient) {
@@ -151,7 +154,7 @@ Figures work(const Row &r) {
     float centre = KIND == FORWARD_KL ? -1.0f : (float)pull.total();
     for (int64_t v = 0; v < r.padded; v += 16) {
       __mmask16 m = gemm::mask(r.count - v);
-      V q = _mm512_maskz_loadu_ps(m, r.teacher + v);
+      V q = _mm512_maskz_loadu_ps(m, kept + v);
       V g = _mm512_fnmadd_ps(set(centre), q, _mm512_maskz_loadu_ps(m, r.student + v));
       g = _mm512_mul_ps(g, set(r.scale * factor));
       store_factor<E>(r.student, v, g);

@@ -38,27 +38,29 @@ inline V expm1(V x) {
   return _mm512_fmadd_ps(scale, tail, _mm512_sub_ps(scale, set(1.0f)));
 }
 
-// log(1 + x) for -1 < x <= 0: with y = 1 + x rounded and y = 2^e m, m near 1, the rounding
-// error of y is put back to first order.
+// log(1 + x) for -1 < x <= 0. With y = 1 + x = 2^e m, m in [0.75, 1.5), it is e ln2 + log(m);
+// where e is 0, m - 1 is x itself, so nothing is lost to the rounding of y. The polynomial in
+// m - 1 is Chebyshev's, to 2e-8.
 inline V log1p(V x) {
   V y = _mm512_add_ps(set(1.0f), x);
-  V lost = _mm512_sub_ps(x, _mm512_sub_ps(y, set(1.0f)));
-  V m = _mm512_getmant_ps(y, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_src);
-  V e = _mm512_getexp_ps(_mm512_div_ps(y, m));
-  V f = _mm512_sub_ps(m, set(1.0f));
-  // log(m) = 2 atanh(s), s = f / (2 + f), |s| <= 0.2
-  V s = _mm512_div_ps(f, _mm512_add_ps(f, set(2.0f)));
-  V q = _mm512_mul_ps(s, s);
-  V p = set(0.18181818f);
-  p = _mm512_fmadd_ps(p, q, set(0.22222222f));
-  p = _mm512_fmadd_ps(p, q, set(0.28571429f));
-  p = _mm512_fmadd_ps(p, q, set(0.4f));
-  p = _mm512_fmadd_ps(p, q, set(0.66666667f));
-  p = _mm512_mul_ps(p, q);
-  // 2 s = f - s f, which keeps the leading term exact for small f.
-  V r = _mm512_fmadd_ps(s, p, _mm512_fnmadd_ps(s, f, f));
-  r = _mm512_fmadd_ps(e, set(0.693147181f), r);
-  return _mm512_add_ps(r, _mm512_div_ps(lost, y));
+  V m = _mm512_getmant_ps(y, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
+  V e = _mm512_getexp_ps(y);
+  __mmask16 large = _mm512_cmp_ps_mask(m, set(1.5f), _CMP_GE_OQ);
+  m = _mm512_mask_mul_ps(m, large, m, set(0.5f));
+  e = _mm512_mask_add_ps(e, large, e, set(1.0f));
+  __mmask16 whole = _mm512_cmp_ps_mask(e, _mm512_setzero_ps(), _CMP_EQ_OQ);
+  V f = _mm512_mask_mov_ps(_mm512_sub_ps(m, set(1.0f)), whole, x);
+  V p = set(-4.4713844e-2f);
+  p = _mm512_fmadd_ps(p, f, set(1.045625e-1f));
+  p = _mm512_fmadd_ps(p, f, set(-1.3191901e-1f));
+  p = _mm512_fmadd_ps(p, f, set(1.4492492e-1f));
+  p = _mm512_fmadd_ps(p, f, set(-1.6645353e-1f));
+  p = _mm512_fmadd_ps(p, f, set(1.9989294e-1f));
+  p = _mm512_fmadd_ps(p, f, set(-2.5000092e-1f));
+  p = _mm512_fmadd_ps(p, f, set(3.3333501e-1f));
+  p = _mm512_fmadd_ps(p, f, set(-0.5f));
+  p = _mm512_fmadd_ps(_mm512_mul_ps(p, f), f, f);
+  return _mm512_fmadd_ps(e, set(0.693147181f), p);
 }
 
 }  // namespace vec
