@@ -123,6 +123,16 @@ def test_a_failure_is_told_to_everybody_and_a_refused_order_to_its_owner(desk: D
         desk.alone(lambda engine: 1 // 0)
 
 
+def test_an_engine_that_forgets_a_request_is_found_out(desk: Desk) -> None:
+    forgotten = desk.answers("base", work("a", "b"))
+    slow(desk).go.release()
+    next(forgotten)
+    slow(desk).lines = {True: [], False: []}
+    slow(desk).go.release(9)
+    with pytest.raises(InfrastructureError, match="left 1 requests without an answer"):
+        next(forgotten)
+
+
 def test_nobody_works_for_one_who_gave_up(desk: Desk) -> None:
     given_up = desk.answers("base", work("a", "b", "c"))
     slow(desk).go.release()

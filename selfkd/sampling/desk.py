@@ -5,6 +5,7 @@ Their requests share the engine's batch. What needs the engine to itself, such a
 weights, waits until nothing is in hand, and new work waits behind it.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import queue
@@ -120,12 +121,16 @@ class Desk:
             if name in self._open:
                 order, request_id = self._open.pop(name)
                 order.out.put((request_id, answer))
+        if self._open and not self.engine.busy:
+            left = f"the engine left {len(self._open)} requests without an answer"
+            self._fail(InfrastructureError(left, where="engine"))
 
     def _fail(self, error: Exception) -> None:
         """Tell everybody who waits, and drop all work."""
         names, orders = list(self._open), {id(o): o for o, _ in self._open.values()}
         self._open.clear()
-        self.engine.drop(names)
+        with contextlib.suppress(Exception):  # an engine that failed may not even do this
+            self.engine.drop(names)
         for order in orders.values():
             order.out.put(error)
 
