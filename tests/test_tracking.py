@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,10 @@ def test_wandb_keeps_an_offline_run(tmp_path, monkeypatch):
     play_round(ledger, 0)
     assert export(ledger.path, "wandb") == 3
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    stored = file.read_bytes()
-    assert b"round/heldout_reward" in stored and b"train/loss" in stored
+    deadline = time.monotonic() + 60  # its own process writes it, when it comes to it
+    while b"round/heldout_reward" not in file.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert b"round/heldout_reward" in file.read_bytes() and b"train/loss" in file.read_bytes()
     assert json.loads((ledger.path / "tracking" / "wandb.json").read_text())["id"] in file.name
 
 
