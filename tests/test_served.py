@@ -6,7 +6,7 @@ import math
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def server() -> Iterator[Server]:
 
 
 def calls(*questions: str, n: int = 1, **fields: Any) -> list[Call]:
-    sampling = Sampling(max_tokens=20)
+    sampling = Sampling.model_validate({"max_tokens": 20})
     return [
         Call(f"sample-{q}", ({"role": "user", "content": q},), sampling, n, **fields)
         for q in questions
@@ -96,7 +96,7 @@ def test_a_server_that_writes_one_answer_at_a_time_is_asked_again(server: Server
 async def _slowly(asked: Asked) -> Any:
     """A byte now and then, for ever."""
 
-    async def drip() -> Any:
+    async def drip() -> AsyncIterator[bytes]:
         while True:
             yield b" "
             await asyncio.sleep(0.05)
@@ -109,14 +109,14 @@ async def _hang(asked: Asked) -> Any:
 
 
 async def _cut_off(asked: Asked) -> Any:
-    async def half() -> Any:
-        yield said("Score: 4", asked.body).body[:60]
+    async def half() -> AsyncIterator[bytes]:
+        yield bytes(said("Score: 4", asked.body).body)[:60]
 
     return StreamingResponse(half(), media_type="application/json")
 
 
 async def _broken_off(asked: Asked) -> Any:
-    async def half() -> Any:
+    async def half() -> AsyncIterator[bytes]:
         yield b'{"choices": ['
 
     return StreamingResponse(
@@ -299,7 +299,7 @@ def test_an_answer_without_text_is_an_error_that_keeps_its_cost(
 ) -> None:
     choices = [] if choice is None else [choice]
     server.behave = lambda asked: said("", asked.body, choices=choices)
-    prices = {"usd_per_million_input": 1e6, "usd_per_million_output": 2e6}
+    prices: dict[str, Any] = {"usd_per_million_input": 1e6, "usd_per_million_output": 2e6}
     (reply,) = ask(server, calls("q"), **prices)
     assert (reply.error, reply.texts, reply.cost_usd) == (error, (), 20.0)
 
@@ -312,7 +312,7 @@ def test_cut_off_answers_are_told(server: Server) -> None:
 
 # -- money ----------------------------------------------------------------------------------------
 
-PRICES = {"usd_per_million_input": 1000.0, "usd_per_million_output": 2000.0}
+PRICES: dict[str, Any] = {"usd_per_million_input": 1000.0, "usd_per_million_output": 2000.0}
 """A call of 10 tokens read and 5 written costs 0.02."""
 
 
