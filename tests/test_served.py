@@ -23,13 +23,18 @@ from selfkd.served.connection import Connection
 from selfkd.served.faults import retry_after
 from selfkd.served.options import ServerOptions
 from selfkd.served.pace import Pace
-from tests.servers import Asked, Server, failed, said, serving
+from tests.servers import Asked, Host, Server, failed, hosting, said
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    with hosting() as listening:
+        yield listening
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with serving(Server()) as running:
-        yield running
+def server(host: Host) -> Server:
+    return host.fresh()
 
 
 def calls(*questions: str, n: int = 1, **fields: Any) -> list[Call]:
@@ -236,6 +241,11 @@ SECRET = "key-7f3a9b-of-the-user"
         (failed(404, "no such model"), UsageError, "has no model 'judge-1', or base_url is wrong"),
         (failed(429, "pay up", "insufficient_quota"), Stopped, "wants money: pay up"),
         (failed(402, "no credit"), Stopped, "pay the account up, then resume"),
+        (
+            JSONResponse({"error": f"bad {SECRET}"}, headers={"x": "y"}),
+            InfrastructureError,
+            "answered nothing for 1 s: an error in the answer: bad [key]",
+        ),
     ],
 )
 def test_what_no_repetition_mends_stops_at_once_with_the_remedy(
@@ -247,11 +257,15 @@ def test_what_no_repetition_mends_stops_at_once_with_the_remedy(
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", SECRET)
     server.behave = lambda asked: response
-    error = stopped(server, *QUESTIONS, api_key_env="JUDGE_KEY")
+    monkeypatch.setattr("selfkd.served.connection.BACKOFF", (0.3, 0.5))
+    deadline = 1 if kind is InfrastructureError else 60
+    error = stopped(
+        server, *QUESTIONS[:4], api_key_env="JUDGE_KEY", deadline=deadline, concurrency=4
+    )
     assert isinstance(error, kind) and message in str(error)
     assert SECRET not in str(error)
     assert server.asked[0].headers["authorization"] == f"Bearer {SECRET}"
-    assert len(server.asked) <= 4
+    assert len(server.asked) <= 4 or kind is InfrastructureError
 
 
 def test_a_call_that_is_refused_as_it_is_fails_alone(server: Server) -> None:
