@@ -19,7 +19,7 @@ import yaml
 
 from selfkd.agreement import auc, pairwise
 from selfkd.assembly import engine_kind, gpu_share
-from selfkd.cluster import Cluster
+from selfkd.cluster import Cluster, Place
 from selfkd.enginecalls import EngineCalls
 from selfkd.judgecalls import Call
 from selfkd.judgepool import JudgePool
@@ -90,7 +90,7 @@ def main() -> None:
     kind, _ = engine_kind("auto")
     with (
         Cluster("local", timeout=120) as cluster,
-        calls_of_model(asked.model, cluster, kind, gpus=gpu_share(None)) as calls,
+        calls_of_model(asked.model, cluster, kind, place=Place(gpus=gpu_share(None))) as calls,
     ):
         samples = answered(source.train(0), calls, asked.samples)
         gold = [v.reward for v in verdicts(JudgeSpec("number"), samples, cluster, calls)]

@@ -28,9 +28,11 @@ override, to the working directory. `prompts`, `judge`, `gold_judge` and `cluste
 string: `prompts: my.jsonl`, `judge: my_judge.py:score`, `cluster: auto`.
 
 On resume only keys may change that say how a run is carried out and not what it computes:
-`rounds`, `judging.*`, `cluster.*`, and of `engine` `max_num_seqs`, `kv_cache_gib`, `sync`,
-`residency`, `max_restarts` and `start_timeout`; and of a judge what is no part of its identity,
-such as the budget of `teacher`. For anything else there is `selfkd fork`.
+`rounds`, `report_to`, `alarms.*`, `controls.action`, `cluster.*`, `keep_policies.*`, `judging.*`
+but for `anchors`, of `engine` `max_num_seqs`, `kv_cache_gib`, `gpu_memory`, `replicas`,
+`tensor_parallel_size`, `sync`, `residency`, `max_restarts` and `start_timeout`, and of a judge what
+is no part of its identity, such as the budget of `teacher`. For anything else there is
+`selfkd fork`.
 """
 
 JUDGES_HEAD = """\
@@ -113,7 +115,9 @@ def _default(field: FieldInfo) -> str:
         return "its own"
     if value == "":
         return "none"
-    return {None: "none", (): "[]"}.get(value, str(value)) if not isinstance(value, dict) else "{}"
+    if value is None or value in ((), [], {}):
+        return {type(None): "none", dict: "{}"}.get(type(value), "[]")
+    return str(value)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selfkd.config import LoopOptions
+    from selfkd.distillation import GKD
     from selfkd.judging import JudgeOptions
     from selfkd.objectives import DPO, KTO, SFT, Mixture
     from selfkd.pairs import (
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         above,
         at_most,
         balanced,
+        below,
         correct,
         everything,
         finished,
@@ -32,13 +34,16 @@ if TYPE_CHECKING:
         unique,
     )
     from selfkd.run import Run
+    from selfkd.segments import Segment
     from selfkd.tables import Pairs, Samples, Scored
-    from selfkd.views import affix, fewshot, from_columns, hint, plain, system
+    from selfkd.views import affix, context, fewshot, from_columns, hint, plain, principles, system
+    from selfkd.weights import by_advantage, by_reward, by_shortfall
 
     __version__: str
 
 __all__ = [
     "DPO",
+    "GKD",
     "KTO",
     "SFT",
     "JudgeOptions",
@@ -51,6 +56,7 @@ __all__ = [
     "Sample",
     "Samples",
     "Scored",
+    "Segment",
     "Verdict",
     "__version__",
     "above",
@@ -58,7 +64,12 @@ __all__ = [
     "all_above",
     "at_most",
     "balanced",
+    "below",
     "best_worst",
+    "by_advantage",
+    "by_reward",
+    "by_shortfall",
+    "context",
     "correct",
     "everything",
     "fewshot",
@@ -71,6 +82,7 @@ __all__ = [
     "length_controlled",
     "loop",
     "plain",
+    "principles",
     "right_wrong",
     "system",
     "top",
@@ -79,6 +91,7 @@ __all__ = [
 
 _HOMES = {
     "selfkd.config": ("LoopOptions",),
+    "selfkd.distillation": ("GKD",),
     "selfkd.judging": ("JudgeOptions",),
     "selfkd.objectives": ("DPO", "KTO", "SFT", "Mixture"),
     "selfkd.pairs": (
@@ -96,6 +109,7 @@ _HOMES = {
         "above",
         "at_most",
         "balanced",
+        "below",
         "correct",
         "everything",
         "finished",
@@ -103,8 +117,19 @@ _HOMES = {
         "unique",
     ),
     "selfkd.run": ("Run",),
+    "selfkd.segments": ("Segment",),
     "selfkd.tables": ("Pairs", "Samples", "Scored"),
-    "selfkd.views": ("affix", "fewshot", "from_columns", "hint", "plain", "system"),
+    "selfkd.views": (
+        "affix",
+        "context",
+        "fewshot",
+        "from_columns",
+        "hint",
+        "plain",
+        "principles",
+        "system",
+    ),
+    "selfkd.weights": ("by_advantage", "by_reward", "by_shortfall"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

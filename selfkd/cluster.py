@@ -3,20 +3,51 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from selfkd.errors import InfrastructureError
-from selfkd.hardware import cores
+from selfkd.errors import InfrastructureError, UsageError
+from selfkd.hardware import available_gib, cores, memory_gib
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a process reserves of the cluster, and where."""
+
+    gpus: float = 0
+    cpus: float = 0
+    """None by default: sampler and trainer take turns, and each gets every core."""
+    group: Any = None
+    """A Ray placement group, one of whose bundles the process goes to."""
+    bundle: int = 0
+
+
+ANYWHERE = Place()
 
 Check = Callable[[], None]
 """Called while waiting; raises to give up (a stop was asked for)."""
 
 
+PATIENCE = 30.0
+"""Seconds that a joined cluster may be out of reach; Ray ends the process after 60."""
+HANDOVER = 60.0
+"""Seconds that a value may take to get here once it is there."""
+GOODBYE = 10.0
+"""Seconds that leaving a cluster may take, which one that is gone never answers."""
+
+
 class ActorLost(InfrastructureError):
     """An actor's process ended under a call."""
+
+
+class ClusterLost(InfrastructureError):
+    """The cluster itself is gone: nothing on it can be waited for or started again."""
 
 
 class Cluster:
@@ -26,6 +57,8 @@ class Cluster:
         """`address` is `local`, `auto` or `ray://host:port`; `timeout` in seconds for placement."""
         self.address = address
         self.timeout = timeout
+        self._answered = time.monotonic()
+        self._lost = False
 
     def __enter__(self) -> "Cluster":
         # Ray reads these while it starts; a laptop run reports nothing and colours nothing.
@@ -44,50 +77,103 @@ class Cluster:
             options |= {"address": "local", "num_cpus": cores(), "include_dashboard": False}
             options["object_store_memory"] = 256 * 2**20
         else:
+            _refuse_client(self.address)
             options["address"] = self.address
             _check_reachable(self.address)
+        _hush()
         try:
-            ray.init(**options, logging_level=logging.ERROR, configure_logging=False)
-        except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-            raise InfrastructureError(
-                f"cannot reach a Ray cluster at {self.address!r}: {str(error).splitlines()[0]}",
-                where="cluster.address",
-                remedy="pass --local to run on this machine alone",
-            ) from error
+            with _own_sigterm():
+                ray.init(**options, logging_level=logging.ERROR, configure_logging=False)
+        except Exception as error:  # some of Ray's are bare exceptions
+            raise self._no_start(str(error).strip().partition("\n")[0]) from error
         return self
+
+    def _no_start(self, reason: str) -> InfrastructureError:
+        if self.address == "local":
+            return InfrastructureError(
+                f"Ray does not start on this machine: {reason}",
+                where="cluster",
+                remedy="see `selfkd doctor`, and what else keeps this machine busy",
+            )
+        return InfrastructureError(
+            f"cannot reach a Ray cluster at {self.address!r}: {reason}",
+            where="cluster.address",
+            remedy="pass --local to run on this machine alone",
+        )
 
     def __exit__(self, *error: object) -> None:
         import ray
 
-        ray.shutdown()
+        leaving = threading.Thread(target=ray.shutdown, daemon=True)
+        if self._lost or _ended_here():
+            leaving.start()
+            leaving.join(GOODBYE)
+        else:
+            ray.shutdown()
 
     def start(
         self,
         cls: type,
         *args: Any,
-        gpus: float = 0,
+        place: Place = ANYWHERE,
         threads: int | None = None,
         concurrency: int = 1,
     ) -> Any:
         """Start an actor of a plain class and return its handle; its constructor runs meanwhile.
 
-        Sampler and trainer take turns, so they reserve no logical CPU and each gets every core.
         `concurrency`: how many of its methods may run at once, each in a thread of its own.
         """
         import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+        self._check_gpus(cls, place.gpus)
         environment = {
             "OMP_NUM_THREADS": str(threads or cores()),
             "TOKENIZERS_PARALLELISM": "false",
         }
         remote = ray.remote(cls).options(
-            num_cpus=0,
-            num_gpus=gpus,
+            num_cpus=place.cpus,
+            num_gpus=place.gpus,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(place.group, place.bundle)
+            if place.group
+            else "DEFAULT",
             max_restarts=0,
             max_concurrency=concurrency,  # where it is 1, methods run in the main thread
             runtime_env={"env_vars": environment},
         )
         return remote.remote(*args)
+
+    def reserve(self, place: Place, count: int, what: str) -> list[Place]:
+        """Reserve `place` that many times, all or none, on as many nodes as possible.
+
+        InfrastructureError where they do not fit into the cluster within its time-out.
+        """
+        import ray
+        from ray.util import placement_group, remove_placement_group
+
+        bundle = {name: n for name, n in (("CPU", place.cpus), ("GPU", place.gpus)) if n}
+        group = placement_group([bundle] * count, strategy="SPREAD")
+        if not group.wait(self.timeout):
+            remove_placement_group(group)
+            wanted = " and ".join(f"{n:g} {name}" for name, n in bundle.items())
+            raise InfrastructureError(
+                f"waited {self.timeout:.0f} s to place {count} {what} of {wanted} each",
+                where="cluster",
+                remedy=f"the cluster has {resources()} on {len(ray.nodes())} nodes; ask for less",
+            )
+        return [replace(place, group=group, bundle=i) for i in range(count)]
+
+    def _check_gpus(self, cls: type, gpus: float) -> None:
+        """Refuse what will never be placed; a cluster that was joined may still grow."""
+        import ray
+
+        total = ray.cluster_resources().get("GPU", 0) if gpus and self.address == "local" else gpus
+        if gpus > total:
+            raise InfrastructureError(
+                f"{cls.__name__} wants {gpus:g} GPU, and this machine has {total:g}",
+                where="cluster",
+                remedy="lower cluster.sampler_gpus or cluster.trainer_gpus",
+            )
 
     def get(self, ref: Any, what: str, *, timeout: float, check: Check = lambda: None) -> Any:
         """The value of `ref`, or an error that says what was waited for and what there is."""
@@ -95,7 +181,7 @@ class Cluster:
 
         self._wait(ref, what, timeout, check)
         with _actor_errors(what):
-            return ray.get(ref, timeout=60)
+            return ray.get(ref, timeout=HANDOVER)
 
     def stream(
         self, generator: Any, what: str, *, timeout: float, check: Check = lambda: None
@@ -110,7 +196,7 @@ class Cluster:
                     ref = next(generator)
                 except StopIteration:
                     return
-                value = ray.get(ref, timeout=60)
+                value = ray.get(ref, timeout=HANDOVER)
             yield value
 
     def _wait(self, ref: Any, what: str, timeout: float, check: Check) -> None:
@@ -119,6 +205,7 @@ class Cluster:
         deadline = time.monotonic() + timeout
         while not ray.wait([ref], timeout=0.25)[0]:
             check()
+            self._check_alive()
             if time.monotonic() > deadline:
                 raise InfrastructureError(
                     f"waited {timeout:.0f} s for {what}",
@@ -126,8 +213,81 @@ class Cluster:
                     remedy=f"the cluster has {resources()}; ask for less or raise the time-out",
                 )
 
+    def _check_alive(self) -> None:
+        """Raise ClusterLost where Ray would wait in vain, or abort this process in a minute."""
+        import ray
 
-def _check_reachable(address: str) -> None:
+        _check_node()
+        now = time.monotonic()
+        if self.address == "local" or now - self._answered < PATIENCE / 3:
+            return
+        address = ray.get_runtime_context().gcs_address
+        try:
+            _check_reachable(address, seconds=PATIENCE / 3)
+            self._answered = time.monotonic()
+        except InfrastructureError as error:
+            if now - self._answered > PATIENCE:
+                self._lost = True
+                raise ClusterLost(
+                    f"the Ray cluster at {address} has not answered for {PATIENCE:.0f} s",
+                    where="cluster",
+                    remedy="see that it is up and reachable, then resume",
+                ) from error
+
+
+def _check_node() -> None:
+    """Raise ClusterLost where what Ray runs for this process itself has ended."""
+    if ended := _ended_here():
+        raise ClusterLost(
+            f"Ray's {ended} on this machine ended (killed, or out of memory)",
+            where="cluster",
+            remedy="see that there is memory to spare, then resume",
+        )
+
+
+def _ended_here() -> str:
+    """Which of Ray's own processes that this one started has ended, if one has."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    dead = {str(kind) for kind, _ in node.dead_processes()} if node else set()
+    return next((name for name in ("raylet", "gcs_server") if name in dead), "")
+
+
+def _hush() -> None:
+    """Keep Ray from printing to stdout, which is the run's, that a process of it died.
+
+    Whoever called the process is told by an exception. There is no setting for this.
+    """
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda data, ignore_prefix: None
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM, which starting Ray replaces."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def _refuse_client(address: str) -> None:
+    """Ray's client cannot stream results out of an actor, nor see the files of this machine."""
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"cannot drive a run through Ray's client ({address})",
+            where="cluster.address",
+            remedy="run selfkd on a node of the cluster with cluster=auto, as by `ray job submit`",
+        )
+
+
+def _check_reachable(address: str, seconds: float = 10) -> None:
     """Try the port first: Ray itself waits for minutes on an address that nobody answers."""
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", "")
@@ -135,7 +295,7 @@ def _check_reachable(address: str) -> None:
     if not port.isdigit():
         return
     try:
-        socket.create_connection((host, int(port)), timeout=10).close()
+        socket.create_connection((host, int(port)), timeout=seconds).close()
     except OSError as error:
         raise InfrastructureError(
             f"nothing answers at Ray address {address} ({error.strerror or error})",
@@ -150,7 +310,9 @@ def resources() -> str:
 
     total, free = ray.cluster_resources(), ray.available_resources()
     names = [n for n in ("CPU", "GPU") if n in total]
-    return ", ".join(f"{free.get(n, 0):g} of {total[n]:g} {n} free" for n in names)
+    parts = [f"{free.get(n, 0):g} of {total[n]:g} {n} free" for n in names]
+    memory = f"{available_gib():.1f} of {memory_gib():.1f} GiB of memory free on this machine"
+    return ", ".join([*parts, memory])
 
 
 def kill(actor: Any) -> None:
@@ -158,8 +320,30 @@ def kill(actor: Any) -> None:
     import ray
     from ray import exceptions
 
+    if _ended_here():
+        return  # its processes end by themselves, and nobody is there to ask
     with contextlib.suppress(ValueError, exceptions.RayError):
         ray.kill(actor, no_restart=True)
+
+
+def _reason(error: Exception) -> str:
+    """Why an actor ended, in a line: the error of its constructor, or the end of its log."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if "creation task" in lines[0]:
+        return lines[-1]
+    pid = next((line.split()[1] for line in lines if line.strip().startswith("pid:")), "")
+    words = _last_words(pid) if pid else ""
+    return f"{lines[0]} Its log ends: {words}" if words else lines[0]
+
+
+def _last_words(pid: str, lines: int = 3) -> str:
+    """The end of what a process of this machine wrote to stderr."""
+    from ray._private import worker
+
+    node = worker._global_node
+    logs = Path(node.get_logs_dir_path()).glob(f"worker-*-{pid}.err") if node else []
+    text = "\n".join(log.read_text(errors="replace") for log in logs)
+    return " | ".join([line.strip() for line in text.splitlines() if line.strip()][-lines:])
 
 
 @contextlib.contextmanager
@@ -174,5 +358,17 @@ def _actor_errors(what: str) -> Iterator[None]:
         if isinstance(cause, Exception):
             raise cause from error
         raise
-    except (exceptions.RayActorError, exceptions.ActorUnavailableError) as error:
-        raise ActorLost(f"{what}: {str(error).splitlines()[0]}") from error
+    except (
+        exceptions.RayActorError,
+        exceptions.ActorUnavailableError,
+        exceptions.ObjectLostError,
+        exceptions.OutOfMemoryError,
+    ) as error:
+        _check_node()
+        raise ActorLost(f"{what}: {_reason(error)}") from error
+    except exceptions.GetTimeoutError as error:
+        raise InfrastructureError(
+            f"{what}: it is there, and was not handed over within {HANDOVER:.0f} s",
+            where="cluster",
+            remedy=f"the cluster has {resources()}; see its network and its disks, then resume",
+        ) from error

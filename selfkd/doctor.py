@@ -47,7 +47,7 @@ def diagnose(
     """The report to print, and whether all is well: of a run, or without one of this machine."""
     if run_dir is not None:
         problems = check_run(run_dir, repair=repair)
-        healthy = all(p.harmless or p.done for p in problems)
+        healthy = all(p.harmless or p.note or p.done for p in problems)
         return _render_run(run_dir, problems, healthy, as_json), healthy
     found = checks()
     healthy = all(c.ok for c in found)
@@ -270,14 +270,14 @@ def _render_check(check: Check) -> Iterator[str]:
 
 def _render_run(run_dir: Path, problems: list[Problem], healthy: bool, as_json: bool) -> str:
     if as_json:
-        names = ("path", "what", "harmless", "done")
+        names = ("path", "what", "harmless", "note", "done")
         rows = [{name: getattr(p, name) for name in names} for p in problems]
         return json.dumps({"run": str(run_dir), "healthy": healthy, "problems": rows})
     if not problems:
         return f"{run_dir}: every file is as recorded"
     lines = [f"{run_dir}:"]
     for p in problems:
-        mark = "fixed" if p.done else "note" if p.harmless else "BAD"
+        mark = "fixed" if p.done else "note" if p.harmless or p.note else "BAD"
         lines.append(f"  {mark:<5}  {p.path}: {p.what}" + (f" — {p.done}" if p.done else ""))
     if not healthy:
         lines.append(f"`selfkd doctor {run_dir} --repair` moves these aside to be made again")

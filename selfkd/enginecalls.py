@@ -12,7 +12,7 @@ from selfkd.cluster import Check
 from selfkd.judgecalls import Call, Choices, Likelihoods, Reply
 from selfkd.policies import Policy
 from selfkd.sampling.base import Answer, Completion, Request, Sampling, Weighing, Work
-from selfkd.sampling.pool import SamplerPool
+from selfkd.sampling.replicas import Sampler
 
 Told = tuple[Call, list[Completion]]
 """A call, and what was written in answer to it."""
@@ -30,7 +30,7 @@ class EngineCalls:
     """Answers the calls of one judge under one policy; may be used from several threads."""
 
     def __init__(
-        self, sampler: SamplerPool, policy: Policy, tokenizer: Any, context: int, *, keep: bool
+        self, sampler: Sampler, policy: Policy, tokenizer: Any, context: int, *, keep: bool
     ) -> None:
         """`context` in tokens; `keep` what is told, for `told` to hand out."""
         self._sampler = sampler

@@ -14,14 +14,16 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from selfkd.cluster import ActorLost, Check, Cluster, kill
+from selfkd.cluster import ANYWHERE, ActorLost, Check, Cluster, ClusterLost, Place, kill
 from selfkd.enginecalls import EngineCalls
-from selfkd.errors import InfrastructureError, UsageError
+from selfkd.errors import InfrastructureError, Stopped, UsageError
 from selfkd.hardware import cores
 from selfkd.judgehost import JudgeHost, Wanted
 from selfkd.judgerun import Row, call_size
 from selfkd.judging import JudgeSpec
 from selfkd.records import Sample, Status, Verdict
+from selfkd.stopping import Patient
+from selfkd.verdictcache import Store, VerdictCache
 
 GRACE = 1.0
 """Seconds of silence allowed beyond the time-out of a sample: verdicts travel in groups."""
@@ -46,38 +48,54 @@ class JudgePool:
         timeout: float,
         check: Check,
         folder: Path | None = None,
+        place: Place = ANYWHERE,
     ) -> None:
         """`timeout` is the longest silence for one sample, or one call of a class or TRL judge,
         in seconds; a call that is too slow is made again sample by sample. `folder` keeps what
-        servers answer, so that it is not paid for again."""
+        servers answer, so that it is not paid for again. `place` is what each process reserves."""
         self._count = workers
         self._check = check
-        self._workers = [_Worker(judge, cluster, workers, timeout, folder) for _ in range(workers)]
+        self._workers = [
+            _Worker(judge, cluster, workers, timeout, folder, place) for _ in range(workers)
+        ]
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()  # the warm one first
         for worker in self._workers:
             self._idle.put(worker)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="judge")
 
     def judge_batches(
-        self, batches: Iterator[list[Sample]], calls: EngineCalls | None = None
+        self,
+        batches: Iterator[list[Sample]],
+        calls: EngineCalls | None = None,
+        cache: VerdictCache | None = None,
     ) -> Iterator[list[Verdict]]:
         """Verdicts of each batch, in order; at most `workers + 1` batches are under way.
 
-        `calls` answers what the judge asks the run's sampler.
+        `calls` answers what the judge asks the run's sampler. What `cache` knows is not judged.
         """
         pending: deque[Future[list[Verdict]]] = deque()
         cancelled = threading.Event()
+        check = Patient(self._check)
         try:
             for batch in batches:
                 payload = [pickle.dumps(sample) for sample in batch]
-                pending.append(self._threads.submit(self._judge, batch, payload, cancelled, calls))
+                pending.append(
+                    self._threads.submit(self._judge, batch, payload, cancelled, calls, cache)
+                )
                 while pending and (len(pending) > self._count or pending[0].done()):
-                    yield self._result(pending.popleft())
+                    yield self._result(pending.popleft(), check)
+                self._check()
             while pending:
-                yield self._result(pending.popleft())
+                yield self._result(pending.popleft(), check)
+        except Stopped:
+            while pending:  # judged and maybe paid for
+                yield self._result(pending.popleft(), check)
+            raise
         finally:
             cancelled.set()
             wait(pending)
+            if cache:
+                cache.close()
 
     def close(self) -> None:
         """End the processes."""
@@ -91,21 +109,28 @@ class JudgePool:
         payload: list[bytes],
         cancelled: threading.Event,
         calls: EngineCalls | None,
+        cache: VerdictCache | None,
     ) -> list[Verdict]:
         def check() -> None:
             if cancelled.is_set():
                 raise _Cancelled
 
-        check()
-        worker = self._idle.get()
-        try:
-            return worker.judge(batch, payload, check, calls)
-        finally:
-            self._idle.put(worker)
+        def ask(owed: list[int], store: Store) -> list[Verdict]:
+            samples, parts = [batch[i] for i in owed], [payload[i] for i in owed]
+            worker = self._idle.get()
+            try:
+                return worker.judge(samples, parts, check, calls, store)
+            finally:
+                self._idle.put(worker)
 
-    def _result(self, future: Future[list[Verdict]]) -> list[Verdict]:
+        check()
+        if cache:
+            return cache.serve(batch, ask)
+        return ask(list(range(len(batch))), lambda group: None)
+
+    def _result(self, future: Future[list[Verdict]], check: Check) -> list[Verdict]:
         while not wait([future], timeout=0.25).done:
-            self._check()
+            check()
         return future.result()
 
 
@@ -126,11 +151,18 @@ class _Worker:
     """One judge process at a time, replaced when it is lost."""
 
     def __init__(
-        self, judge: JudgeSpec, cluster: Cluster, workers: int, timeout: float, folder: Path | None
+        self,
+        judge: JudgeSpec,
+        cluster: Cluster,
+        workers: int,
+        timeout: float,
+        folder: Path | None,
+        place: Place,
     ) -> None:
         self._judge = judge
         self._folder = str(folder) if folder else None
         self._cluster = cluster
+        self._place = place
         self._threads = max(1, cores() // workers)
         self._timeout = timeout
         self._actor: Any = None
@@ -142,15 +174,19 @@ class _Worker:
         payload: Sequence[bytes],
         check: Check,
         calls: EngineCalls | None,
+        store: Store,
     ) -> list[Verdict]:
-        """A verdict for each sample, in order, whatever the judge does to its process."""
+        """A verdict for each sample, in order, whatever the judge does to its process; `store` is
+        given them as they come."""
         found: dict[int, Verdict] = {}
         alone, blamed = 0, False  # how many to judge one by one; whether one was at fault
         while owed := [i for i in range(len(samples)) if i not in found]:
             part = self._alone(owed, samples) if alone else owed
             try:
-                for position, *fields in self._rows([payload[i] for i in part], check, calls):
-                    found[part[position]] = self._verdict(samples[part[position]], *fields)
+                for rows in self._rows([payload[i] for i in part], check, calls):
+                    group = [(part[p], self._verdict(samples[part[p]], *f)) for p, *f in rows]
+                    store(group)
+                    found |= group
                     self._losses = 0
             except _Lost as lost:
                 if alone:
@@ -182,8 +218,9 @@ class _Worker:
 
     def _rows(
         self, payload: Sequence[bytes], check: Check, calls: EngineCalls | None
-    ) -> Iterator[Row]:
-        """What the process says of the pickled samples; _Lost if it is lost meanwhile."""
+    ) -> Iterator[list[Row]]:
+        """What the process says of the pickled samples, in groups; _Lost if it is lost
+        meanwhile."""
         self._start(check, calls)
         stream = self._actor.judge.options(num_returns="streaming").remote(payload)
         what, silence = f"judge {self._judge.name}", self._timeout + GRACE
@@ -192,10 +229,13 @@ class _Worker:
                 if isinstance(item, Wanted):
                     self._answer(item, check, calls)
                 else:
-                    yield from item
+                    yield item
         except ActorLost as error:
             self.stop()
             raise _Lost("error", "it ended its process (an exit, a crash or no memory)") from error
+        except ClusterLost:
+            self.stop()
+            raise
         except InfrastructureError as error:
             self.stop()
             raise _Lost("timeout", f"no verdict within {self._timeout:g} s") from error
@@ -243,6 +283,7 @@ class _Worker:
             paths,
             structured,
             self._folder,
+            place=self._place,
             threads=self._threads,
             concurrency=2 if self._judge.calls else 1,  # one to judge, one to be answered
         )

@@ -10,7 +10,6 @@ import difflib
 import functools
 import inspect
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -91,6 +90,11 @@ class JudgeSpec:
     def writes(self) -> bool:
         """Whether its calls make judgements, which a run records as samples."""
         return self.engine is not None and self._says("writes", self._takes_caller)
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether its verdicts may be kept, and used again by other runs."""
+        return self._says("cacheable") and not self.writes
 
     def identity(self) -> str:
         """Hash of the judge's source and of its options, defaults included."""
@@ -200,21 +204,46 @@ def options_doc(plugin: JudgePlugin) -> list[tuple[str, str, Any, str]]:
     ]
 
 
-def check_failures(verdicts: Sequence[Verdict], max_rate: float) -> None:
-    """DataError if errors and time-outs are more than the share `max_rate` of the verdicts.
+def check_failures(
+    count: int, unscored: Mapping[str, int], example: Verdict | None, max_rate: float, total: int
+) -> None:
+    """DataError if errors and time-outs are more than the share `max_rate` of `total` samples.
 
-    `unparsed` and `abstained` are judgements and do not count.
+    Of the `count` verdicts so far `unscored` counts those without a reward by status, and `example`
+    is one that failed; `unparsed` and `abstained` are judgements and do not count.
     """
-    failed = [v for v in verdicts if v.status in FAILURES]
-    if not failed or len(failed) / len(verdicts) <= max_rate:
+    failed = sum(unscored.get(status, 0) for status in FAILURES)
+    if example is None or failed <= max_rate * total:
         return
-    counts = Counter(v.status for v in verdicts if v.reward is None)
-    listed = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     raise DataError(
-        f"judge {failed[0].judge!r} failed on {len(failed)} of {len(verdicts)} samples ({listed}), "
-        f"more than the share {max_rate:g}; for example {failed[0].rationale}",
-        remedy="fix the judge (see `selfkd judge test`) or raise judging.max_failure_rate",
+        f"judge {example.judge!r} failed on {failed} of {count} samples ({_listed(unscored)}), "
+        f"more than the share {max_rate:g} of {total}; for example {example.rationale}",
+        remedy="mend the judge (see `selfkd judge test`) or raise judging.max_failure_rate; on "
+        "resume the failed ones are judged again",
     )
+
+
+def check_scored(
+    count: int, unscored: Mapping[str, int], example: Verdict | None, max_share: float, total: int
+) -> None:
+    """DataError if more than the share `max_share` of `total` samples have no reward.
+
+    Whatever the reason: what is selected among the rest is mostly what the judge could read.
+    `example` is one without a reward.
+    """
+    without = sum(unscored.values())
+    if example is None or without <= max_share * total:
+        return
+    why = f"; for example {example.rationale}"[:300] if example.rationale else ""
+    raise DataError(
+        f"judge {example.judge!r} gave {without} of {count} samples no reward "
+        f"({_listed(unscored)}), more than the share {max_share:g} of {total}{why}",
+        remedy="see why with `selfkd judge test`, or raise judging.max_unscored",
+    )
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
 
 
 def _takes_model(plugin: JudgePlugin) -> bool:

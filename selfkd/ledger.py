@@ -5,11 +5,14 @@ A step directory with a `manifest.json` is finished; one without continues at it
 shard. `step.json` holds the fingerprint of what the step was asked to do.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +23,9 @@ import pyarrow.parquet as pq
 
 from selfkd.errors import DataError, InfrastructureError, UsageError
 from selfkd.records import content_hash
+
+TAKEN_OVER = ("prompts", "generate", "judge")
+"""Verbs whose steps a fork may take over from its parent."""
 
 
 def now() -> str:
@@ -53,17 +59,43 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.replace(path)
         sync_directory(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise disk_error(error, path) from error
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise disk_error(error, path, len(data)) from error
 
 
-def disk_error(error: OSError, path: Path) -> InfrastructureError:
-    """Turn a failed write into the error a person can act on."""
+FULL = {errno.ENOSPC, errno.EDQUOT}
+REFUSED = {*FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+"""What a file system answers that cannot take a write."""
+
+
+def disk_error(error: OSError, path: Path, need: int = 0) -> InfrastructureError:
+    """Turn a failed write into the error a person can act on; `need` is its size in bytes."""
+    if error.errno in FULL:
+        place = next(p for p in (path, *path.parents) if p.exists())
+        free = shutil.disk_usage(place).free / 1e6
+        wanted = f"{need / 1e6:.3f} MB wanted, " if need else ""
+        return InfrastructureError(
+            f"the disk is full ({error.strerror}): {wanted}{free:.3f} MB free",
+            where=str(path),
+            remedy="free space (keep_policies lets old weights go), then resume the run",
+        )
     return InfrastructureError(
         f"cannot write: {error.strerror or error}",
         where=str(path),
-        remedy="free space or fix the permissions, then resume the run",
+        remedy="fix the permissions or the disk, then resume the run",
     )
+
+
+@contextlib.contextmanager
+def writing(path: Path, need: int = 0) -> Iterator[None]:
+    """Give what a file system refuses meanwhile as a `disk_error` about `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        raise disk_error(error, path, need) from error
 
 
 @dataclass(slots=True)
@@ -116,11 +148,11 @@ class Step:
             "sha256": hashlib.sha256(data).hexdigest(),
         }
 
-    def read(self, index: int) -> pa.Table:
-        """Read one shard back."""
+    def read(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read one shard back, or some columns of it."""
         path = self.shard_path(index)
         try:
-            return pq.read_table(path)
+            return pq.read_table(path, columns=list(columns) if columns else None)
         except (OSError, pa.ArrowInvalid) as error:
             raise broken(path, str(error)) from error
 
@@ -176,13 +208,20 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=1, default=str) + "\n").encode())
 
 
+MARKER = "round"
+"""Verb of the empty step that ends a round."""
+
+
 class Ledger:
     """The steps, policies and events of one run directory."""
 
-    def __init__(self, path: Path, *, inherited: int = -1) -> None:
+    def __init__(self, path: Path, *, inherited: int = -1, offered: Path | None = None) -> None:
         self.path = path
         self.inherited = inherited
         """Rounds up to this one came from a parent run and are taken as they are."""
+        self.offered = offered
+        """A run whose prompts, samples and verdicts are taken over where their steps are the same
+        (same fingerprint), instead of being made again."""
         self._orders: dict[int, int] = {}
         self._seq = self._repair_events()
 
@@ -215,6 +254,8 @@ class Ledger:
                 fingerprint = recorded["fingerprint"]
         else:
             self._refuse_other_order(round, order, name)
+            self._take_over(path, verb, label, fingerprint)
+        if not record.exists():
             make_directory(path)
             write_json(
                 record,
@@ -237,10 +278,29 @@ class Ledger:
             leftover.unlink()
         return step
 
+    def _take_over(self, path: Path, verb: str, label: str, fingerprint: str) -> None:
+        """Share the step from the run that offers it, if it has the same one, finished."""
+        if self.offered is None or verb not in TAKEN_OVER:
+            return
+        round = self.offered / "rounds" / path.parent.name
+        for step in round.glob(f"*-{verb}-{label}" if label else f"*-{verb}"):
+            record = step / "step.json"
+            if not (step / "manifest.json").exists() or not record.exists():
+                continue
+            if json.loads(record.read_text())["fingerprint"] == fingerprint:
+                staged = path.with_name(f".tmp-{path.name}")
+                shutil.rmtree(staged, ignore_errors=True)
+                share(step, staged)
+                staged.rename(path)
+                return
+
     def _refuse_other_order(self, round: int, order: int, name: str) -> None:
         # A crash right after the directory was made leaves it empty, under this very name.
         others = [p.name for p in self.round_dir(round).glob(f"{order:02d}-*") if p.name != name]
-        if others:
+        if others == [f"{order:02d}-{MARKER}"]:
+            # The run ended in this round, and now has more rounds to go: the mark comes later.
+            shutil.rmtree(self.round_dir(round) / others[0])
+        elif others:
             raise UsageError(
                 f"round {round} recorded step {others[0]}, but the loop now asks for {name}",
                 where=str(self.round_dir(round)),
@@ -289,8 +349,24 @@ class Ledger:
 
 
 def policy_dir(run: Path, policy: str) -> Path:
-    """Where a run keeps the policy `round-N`."""
-    return run / "policies" / f"round-{int(policy.removeprefix('round-')):03d}"
+    """Where a run keeps the policy `round-N`, or `round-N+STEPS` on the way to it."""
+    number, plus, steps = policy.removeprefix("round-").partition("+")
+    return run / "policies" / f"round-{int(number):03d}{plus}{steps}"
+
+
+def share(source: Path, target: Path) -> None:
+    """Copy a folder whose files never change: by hard links where the file system allows it."""
+
+    def link(old: str, new: str) -> None:
+        try:
+            os.link(old, new)
+        except OSError:
+            shutil.copy2(old, new)
+
+    try:
+        shutil.copytree(source, target, copy_function=link)
+    except OSError as error:
+        raise disk_error(error, target) from error
 
 
 def make_directory(path: Path) -> None:

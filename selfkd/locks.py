@@ -1,9 +1,11 @@
-"""One process works on a run at a time."""
+"""One process works on a run at a time, and runs on one machine know of each other."""
 
+import contextlib
 import fcntl
 import json
 import os
 import socket
+import tempfile
 from pathlib import Path
 from types import TracebackType
 
@@ -59,3 +61,31 @@ class RunLock:
             where=str(self.path.parent),
             remedy="wait for it to end, or stop it",
         )
+
+
+class Presence:
+    """Held by every run of a user on a machine; `others` is whether one was there before."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._path = (folder or Path(tempfile.gettempdir())) / f"selfkd-{os.getuid()}.busy"
+        self._fd = -1
+        self.others = False
+
+    def __enter__(self) -> "Presence":
+        with contextlib.suppress(OSError):  # where there can be no such file, nobody is told
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.others = True
+            fcntl.flock(self._fd, fcntl.LOCK_SH)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)

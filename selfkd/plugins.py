@@ -60,21 +60,24 @@ def judge(
     writes: Said = None,
     compares: Said = None,
     ready: Callable[[Any], None] | None = None,
+    cacheable: Said = None,
 ) -> Callable[[T], T]:
     """Register a judge function or class under a name of its own.
 
     `gold`: it compares with the reference answer. `needs_answer`: prompts without one are refused
     before the run starts. `calls`: it asks a language model (`selfkd.judgecalls`), so it may wait
     long. `engine`: which policy of the run it asks. `writes`: what it is told are judgements that a
-    run records. `compares`: it looks at all samples of a prompt together. `ready` is called with
-    the options before a run starts, and again where the judge starts; it raises UsageError with
-    the remedy where something that the judge needs is not there.
+    run records. `compares`: it looks at all samples of a prompt together. `cacheable`: its verdicts
+    cost so much that they are kept for good; they depend on what it is shown of the prompt and the
+    completion (of all completions, if it compares), and not on ids, tokens or policies. `ready` is
+    called with the options before a run starts, and again where the judge starts; it raises
+    UsageError with the remedy where something that the judge needs is not there.
 
     A judge with a parameter `caller` calls, asks the round's own policy and writes, unless it says
     otherwise. A class may say all of these but `ready` as class variables instead.
     """
     said: dict[str, Any] = {"gold": gold, "needs_answer": needs_answer, "calls": calls}
-    said |= {"engine": engine, "writes": writes, "compares": compares}
+    said |= {"engine": engine, "writes": writes, "compares": compares, "cacheable": cacheable}
     mark = _Mark("judge", name, ready=ready)
     return _marker(mark, **{k: v for k, v in said.items() if v is not None})
 

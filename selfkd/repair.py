@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from selfkd.errors import DataError, UsageError
-from selfkd.ledger import Ledger, disk_error, file_sha256, write_atomically
+from selfkd.ledger import Ledger, disk_error, file_sha256, policy_dir, write_atomically
 from selfkd.locks import RunLock
+from selfkd.retention import is_pruned, leftovers
 
 
 class Place(NamedTuple):
@@ -39,6 +40,8 @@ class Problem:
     what: str
     harmless: bool = False
     """A leftover of a crash, which a resume copes with by itself."""
+    note: bool = False
+    """Nothing that is wrong: it is told, and left as it is."""
     place: Place | None = None
     """The step that has to be done again, if any."""
     done: str = ""
@@ -53,9 +56,11 @@ def check_run(run_dir: Path, *, repair: bool = False) -> list[Problem]:
             "not a run directory: it has no run.yaml", where=str(run_dir), remedy="see `selfkd ls`"
         )
     with RunLock(run_dir) if repair else contextlib.nullcontext():
-        found = list(_inspect(run_dir))
+        found = list(_inspect(run_dir, repair=repair))
         first = min((p.place for p in found if p.place), default=None)
         if first:
+            first, gone = _with_weights(run_dir, first)
+            found += gone
             damaged = {p.path for p in found}
             found += [p for p in _descendants(run_dir, first) if p.path not in damaged]
         return _repair(run_dir, found, first) if repair and found else found
@@ -64,10 +69,10 @@ def check_run(run_dir: Path, *, repair: bool = False) -> list[Problem]:
 # -- looking ------------------------------------------------------------------------------------
 
 
-def _inspect(run: Path) -> Iterator[Problem]:
+def _inspect(run: Path, *, repair: bool) -> Iterator[Problem]:
     for place, path in _steps(run):
         yield from (replace(p, path=f"{_relative(path, run)}/{p.path}") for p in _step(path, place))
-    yield from _policies(run)
+    yield from _policies(run, repair=repair)
     yield from _lines(run / "events.jsonl")
     yield from _lines(run / "metrics.jsonl")
     for pattern in (".tmp-*", "policies/.tmp-*", "rounds/*/*/.tmp-*"):
@@ -107,7 +112,9 @@ def _step(path: Path, place: Place) -> Iterator[Problem]:
         yield Problem(name, "not in the manifest", place=place)
 
 
-def _policies(run: Path) -> Iterator[Problem]:
+def _policies(run: Path, *, repair: bool) -> Iterator[Problem]:
+    """Policies that are not as recorded. A run copied without any weights is whole, unless it is to
+    be repaired, which has them trained again."""
     trained = {}
     for place, path in _steps(run):
         if "-train" in path.name and (manifest := _read(path / "manifest.json")):
@@ -116,9 +123,17 @@ def _policies(run: Path) -> Iterator[Problem]:
             if manifest.get("summary", {}).get("policy") == f"round-{place.round + 1}":
                 trained[name] = place
     present = {path.name for path in run.glob("policies/round-*")}
+    if trained and not repair and not list(run.glob("policies/round-*/*.safetensors")):
+        what = (
+            "this copy has no weights: it can be looked at and exported, not resumed, unless "
+            "--repair has them trained again"
+        )
+        yield Problem("policies", what, note=True)
+        return
     for name in sorted(present | trained.keys()):
         for problem in _policy(run / "policies" / name):
-            yield replace(problem, path=f"policies/{name}", place=trained.get(name))
+            place = None if problem.harmless else trained.get(name)
+            yield replace(problem, path=f"policies/{name}{problem.path}", place=place)
 
 
 def _policy(path: Path) -> Iterator[Problem]:
@@ -128,6 +143,10 @@ def _policy(path: Path) -> Iterator[Problem]:
     recorded = _hashes(path / "MANIFEST.json")
     if recorded is None:
         yield Problem("", "MANIFEST.json is missing or not a manifest")
+        return
+    if is_pruned(path):
+        for file in leftovers(path):
+            yield Problem(f"/{file.name}", "left over from a policy that was pruned", harmless=True)
         return
     for name, sha256 in recorded.items():
         if reason := _mismatch(path / name, sha256):
@@ -205,6 +224,39 @@ def _refuse_shared(run: Path, first: Place) -> None:
             where=str(run),
             remedy=f"check {parent['run']} with `selfkd doctor`, then fork it again",
         )
+
+
+def _with_weights(run: Path, first: Place) -> tuple[Place, list[Problem]]:
+    """The step to do again first, so that every policy it takes to make the rest is there.
+
+    Weights that were pruned are made anew by their training.
+    """
+    trainings = {f"round-{p.round + 1}": p for p, path in _steps(run) if "-train" in path.name}
+    gone: list[Problem] = []
+    while True:
+        used = {
+            name
+            for place, path in _steps(run)
+            if place >= first
+            for key, name in _arguments(path).items()
+            if key in ("policy_name", "start_name", "ref_name")
+        }
+        earlier = {
+            trainings[n]: n
+            for n in used & trainings.keys()
+            if trainings[n] < first and is_pruned(policy_dir(run, n))
+        }
+        if not earlier:
+            return first, gone
+        first = min(earlier)
+        what = f"pruned, and needed to make again what was made with it after round {first.round}"
+        path = _relative(policy_dir(run, earlier[first]), run)
+        gone.append(Problem(path, what, place=first))
+
+
+def _arguments(step: Path) -> dict[str, Any]:
+    args = (_read(step / "step.json") or {}).get("args")
+    return args if isinstance(args, dict) else {}
 
 
 def _descendants(run: Path, first: Place) -> Iterator[Problem]:

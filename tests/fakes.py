@@ -8,18 +8,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfkd.cluster import ANYWHERE
 from selfkd.config import Resolved, resolve
 from selfkd.enginecalls import EngineCalls
 from selfkd.judgecalls import Call, Choices
 from selfkd.judging import JudgeSpec
 from selfkd.launch import new_run
-from selfkd.ledger import Ledger
+from selfkd.ledger import Ledger, writing
 from selfkd.nested import Nested
 from selfkd.prompts import open_prompts
 from selfkd.records import Sample, Verdict
-from selfkd.run import EndOfRun, Run, Setting
+from selfkd.run import Run
 from selfkd.sampling.actor import Progress, Shard
 from selfkd.sampling.base import Completion, Sampling, Work
+from selfkd.setting import Setting
+from selfkd.stopping import EndOfRun
 from selfkd.training.base import TrainJob, TrainReport
 from tests.testbed.charmodel import char_tokenizer
 from tests.testbed.play import JUDGES
@@ -53,7 +56,7 @@ class ScriptedSampler:
     ) -> Iterator[Shard | Progress]:
         self.samplings.append(sampling)
         for index, requests in shards:
-            yield Shard(index, self._answers(policy, requests, sampling))
+            yield Shard.of(index, self._answers(policy, requests, sampling))
 
     def serve(
         self, policy: str, path: Path, canary: Any, work: Sequence[Work], check: Any
@@ -127,9 +130,10 @@ class ScriptedRun(Run):
 
     def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
         self.jobs.append(job)
-        for file in Path(job.start_path).iterdir():
-            if file.name != "MANIFEST.json":
-                shutil.copy(file, job.out_dir)
+        with writing(Path(job.out_dir)):  # as the real one does
+            for file in Path(job.start_path).iterdir():
+                if file.name != "MANIFEST.json":
+                    shutil.copy(file, job.out_dir)
         return TrainReport(job.max_steps or 1, 1, 1, 1.0, 0.5, 0.0)
 
 
@@ -160,7 +164,7 @@ def resumed(run: ScriptedRun, answer: Answer) -> ScriptedRun:
 
 def _open(resolved: Resolved, path: Path, model: Path, folder: Path, answer: Answer) -> ScriptedRun:
     opened = open_prompts(resolved.config.prompts, seed=resolved.config.seed, base=folder)
-    setting = Setting(model, TOKENIZER, "transformers", False, 96, 0, 0)
+    setting = Setting(model, TOKENIZER, "transformers", False, 96, ANYWHERE, ANYWHERE)
     ledger = Ledger(path)
     cluster: Any = None
     return ScriptedRun(

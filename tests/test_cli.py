@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from selfkd import cli
+from selfkd.locks import RunLock
 from tests.testbed.addition import write_prompts
 from tests.testbed.charmodel import char_tokenizer
 from tests.testbed.play import JUDGES
@@ -119,6 +120,10 @@ def test_prompt_faults_exit_4_with_the_place(call, tmp_path):
     (tmp_path / "sums.jsonl").write_text('{"prompt": "1+1="}\n{"prompt": "1+2="}\n')
     result = call("run", "run.yaml", "--dry-run", "prompts.heldout=0")
     assert result.code == 4 and "answer" in result.err
+    answered = [f'{{"prompt": "1+{i}=", "answer": "{1 + i}"}}\n' for i in range(9)]
+    (tmp_path / "sums.jsonl").write_text("".join([*answered, '{"prompt": "2+2="}\n']))
+    later = ["prompts.heldout=0", "prompts.per_round=1"]  # whichever round takes it
+    assert "answer" in call("run", "run.yaml", "--dry-run", *later).err
 
 
 def test_a_missing_run_is_a_usage_error(call):
@@ -138,6 +143,15 @@ def test_an_unreachable_cluster_says_so_and_offers_local(call):
     assert result.code == 5
     assert "127.0.0.1:1" in result.err and "--local" in result.err
     assert "selfkd resume runs/far" in result.err
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(call, tmp_path):
+    assert call("run", "run.yaml", "cluster=127.0.0.1:1", "--name", "busy").code == 5
+    with RunLock(tmp_path / "runs" / "busy"):
+        result = call("resume", "busy")
+    assert result.code == 6
+    assert f"process {os.getpid()} on " in result.err and "Traceback" not in result.err
+    assert call("resume", "busy").code == 5
 
 
 def test_a_pickled_checkpoint_is_refused(call, tmp_path):
@@ -173,7 +187,10 @@ def test_a_judge_is_tested_outside_a_run(call, tmp_path):
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     result = call("judge", "test", "mine.py:short", "--samples", "samples.jsonl", "--json")
     assert result.code == 0, result.err
-    assert [v["reward"] for v in json.loads(result.out)] == [1.0, 0.0]
+    found = json.loads(result.out)
+    assert [v["reward"] for v in found["verdicts"]] == [1.0, 0.0]
+    assert found["card"]["controls"]["colon"]["reward_mean"] == 1.0
+    assert found["notes"] == ["it fails the controls empty, invisible, colon"]
     result = call("judge", "test", "mine.py:short", "--samples", "samples.jsonl", "limt=9")
     assert result.code == 2 and "limit" in result.err
 

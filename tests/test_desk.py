@@ -57,6 +57,9 @@ class Slow:
         assert not self.busy and threading.current_thread() is self.thread
         self.policy = policy
 
+    def sleep(self) -> bool:
+        return False
+
     def logprobs(self, sequences: object) -> list[list[float]]:
         return []
 

@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from selfkd.errors import LockHeld
-from selfkd.locks import RunLock
+from selfkd.locks import Presence, RunLock
 
 HOLD = (
-    "import sys, time\nfrom pathlib import Path\nfrom selfkd.locks import RunLock\n"
+    "import sys, time\nfrom pathlib import Path\nfrom selfkd.locks import Presence, RunLock\n"
     "with RunLock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
 )
 
@@ -34,3 +34,12 @@ def test_an_orderly_release_leaves_nothing_stale(tmp_path):
         assert first.stale is None
     with RunLock(tmp_path) as second:
         assert second.stale is None
+
+
+def test_runs_on_one_machine_know_of_each_other(tmp_path):
+    with Presence(tmp_path) as first, Presence(tmp_path) as second, Presence(tmp_path) as third:
+        assert [p.others for p in (first, second, third)] == [False, True, True]
+    with Presence(tmp_path) as again:
+        assert not again.others
+    with Presence(tmp_path / "missing") as nowhere:
+        assert not nowhere.others

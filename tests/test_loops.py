@@ -444,7 +444,7 @@ def test_a_judge_that_likes_everything_teaches_nothing_and_raises_an_alarm(tmp_p
     play_script(run)
     rows = round_rows(run.ledger.path)
     assert run.jobs == [] and rows[0]["train"]["no_signal"]
-    assert "constant_judge" in {alarm.name for alarm in alarms(rows)}
+    assert "judge_saturation" in {alarm.name for alarm in alarms(rows)}
     assert set(decisions(run, 0).values()) == {"tie"}
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selfkd.cluster import Cluster
-from selfkd.errors import DataError, InfrastructureError
+from selfkd.cluster import ActorLost, Cluster, Place
+from selfkd.errors import DataError, InfrastructureError, Stopped
+from selfkd.hardware import has_gpu
 from selfkd.sampling.actor import EngineOptions, SamplerActor, Shard
 from selfkd.sampling.base import Completion, Request, Sampling, Work
 from selfkd.sampling.pool import SamplerPool
 from selfkd.sampling.transformers import TransformersEngine
-from tests.engines import Weights, canary_of, drawn, edited, inside, make_pool, process
+from selfkd.stopping import Patient
+from tests.engines import Weights, by_request, canary_of, drawn, edited, inside, make_pool, process
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -224,7 +227,7 @@ def test_shards_hold_their_own_requests(tiny_model: Path) -> None:
     shards = [(4, tuple(REQUESTS[:2])), (7, tuple(REQUESTS[2:]))]
     items = list(actor(tiny_model).generate("base", shards, GREEDY))
     answers = complete(engine(tiny_model), REQUESTS, GREEDY)
-    found = {i.index: i.completions for i in items if isinstance(i, Shard)}
+    found = {i.index: by_request(i) for i in items if isinstance(i, Shard)}
     assert found == {i: {r.id: answers[r.id] for r in requests} for i, requests in shards}
 
 
@@ -271,7 +274,7 @@ def killed_midway(pool: SamplerPool, path: Path, sampling: Sampling) -> list[int
             if not arrived:
                 os.kill(pid, signal.SIGKILL)
             arrived.append(item.index)
-            assert len(item.completions[f"k{item.index}"]) == 4
+            assert len(by_request(item)[f"k{item.index}"]) == 4
     assert process(pool) != pid
     return arrived
 
@@ -297,13 +300,74 @@ def test_weights_are_swapped_in_place_and_checked(
         pool.hold("round-2", tiny_model, canary_of(changed, CANARY))
 
 
+def test_a_stop_waits_for_the_shard_in_the_making(pool: SamplerPool, tiny_model: Path) -> None:
+    pool.hold("base", tiny_model, [])
+    pool._check = stop_asked
+    shards = [(i, (Request(f"k{i}", PROMPTS[i % 4], n=4),)) for i in range(8)]
+    arrived = 0
+    with pytest.raises(Stopped):
+        for item in pool.generate("base", tiny_model, [], shards, GREEDY):
+            arrived += isinstance(item, Shard)
+    assert arrived == 1
+
+
+def stop_asked() -> None:
+    raise Stopped("stopped by SIGINT")
+
+
+def test_a_stop_does_not_wait_for_ever() -> None:
+    patient = Patient(stop_asked, seconds=0.05)
+    patient()
+    time.sleep(0.06)
+    with pytest.raises(Stopped):
+        patient()
+
+
+def test_an_engine_that_is_killed_while_it_updates_is_replaced_by_one_that_is_right(
+    pool: SamplerPool, tiny_model: Path, tmp_path: Path
+) -> None:
+    changed = edited(tiny_model, tmp_path, lambda w: w["model.embed_tokens.weight"].mul_(-1))
+    pool.hold("base", tiny_model, [])
+
+    def die_halfway(actor: SamplerActor) -> None:
+        def load(policy: str, path: str) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        actor._engine.load = load  # type: ignore[method-assign]
+
+    inside(pool, die_halfway)
+    shards = [(i, (request,)) for i, request in enumerate(REQUESTS)]
+    answers: dict[str, list[Completion]] = {}
+    for item in pool.generate("round-1", changed, canary_of(changed, CANARY), shards, GREEDY):
+        if isinstance(item, Shard):
+            answers |= by_request(item)
+    assert pool.restarts == 1
+    assert answers == complete(engine(changed), REQUESTS, GREEDY)
+
+
+def test_an_actor_that_crashes_is_quoted_and_one_that_cannot_be_placed_is_refused(
+    cluster: Cluster,
+) -> None:
+    class Crashes:
+        def now(self) -> None:
+            os.write(2, b"the last thing\nit said\n")
+            os.abort()
+
+    ref = cluster.start(Crashes).now.remote()
+    with pytest.raises(ActorLost, match=r"Its log ends: .*the last thing \| it said"):
+        cluster.get(ref, "nothing", timeout=60)
+    if not has_gpu():
+        with pytest.raises(InfrastructureError, match="Crashes wants 1 GPU, and this machine has"):
+            cluster.start(Crashes, place=Place(gpus=1))
+
+
 def test_an_engine_that_keeps_dying_ends_the_run(pool: SamplerPool, tiny_model: Path) -> None:
     shards = [(0, (Request("k", PROMPTS[0], n=4),))]
     pool.hold("base", tiny_model, [])
     made = pool._start
 
-    def start_and_kill(policy: str, path: Path) -> None:
-        made(policy, path)
+    def start_and_kill(*arguments: Any) -> None:
+        made(*arguments)
         os.kill(process(pool), signal.SIGKILL)
 
     os.kill(process(pool), signal.SIGKILL)
@@ -318,4 +382,4 @@ def test_a_start_that_takes_too_long_says_what_was_waited_for(
     pool._start_timeout = 0.01
     with pytest.raises(InfrastructureError, match="the transformers engine to start") as caught:
         pool.hold("base", tiny_model, [])
-    assert "CPU free" in caught.value.remedy
+    assert "CPU free" in caught.value.remedy and "GiB of memory free" in caught.value.remedy

@@ -23,7 +23,7 @@ from selfkd.sampling.actor import Agreement, Canary, Shard
 from selfkd.sampling.base import Completion, Request, Sampling, Weighing, Work
 from selfkd.sampling.pool import CACHES_LIMIT, WEIGHTS_LIMIT, SamplerPool
 from selfkd.training.base import TrainJob, TrainOptions
-from tests.engines import canary_of, drawn, edited, inside, make_pool, process
+from tests.engines import by_request, canary_of, drawn, edited, inside, make_pool, process
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +66,7 @@ def sampled(
 ) -> dict[str, list[Completion]]:
     items = pool.generate("base", path, [], [(0, tuple(requests))], sampling)
     (shard,) = [item for item in items if isinstance(item, Shard)]
-    return shard.completions
+    return by_request(shard)
 
 
 def test_completions_end_as_they_say(
@@ -289,6 +289,6 @@ def test_a_killed_engine_is_replaced_and_no_shard_made_twice(
             if not arrived:
                 os.kill(pid, signal.SIGKILL)
             arrived.append(item.index)
-            assert len(item.completions[f"k{item.index}"]) == 8
+            assert len(by_request(item)[f"k{item.index}"]) == 8
     assert sorted(arrived) == list(range(16))
     assert (pool.restarts, inside(pool, lambda actor: actor.policy())) == (1, "base")

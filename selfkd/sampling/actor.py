@@ -1,22 +1,43 @@
 """The sampler process: one engine, asked by several threads at once (see `desk`)."""
 
+import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from importlib import import_module
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from selfkd.provenance import versions
+from selfkd.records import texts
 from selfkd.sampling.base import Answer, Completion, Engine, Request, Sampling, Work
 from selfkd.sampling.desk import Desk
+from selfkd.sampling.sync import Canary
+from selfkd.sampling.transfer import Receiver
 
 ShardRequests = tuple[int, tuple[Request, ...]]
 
 Served = tuple[int, str, Answer]
 """Number of a piece of work, id of one of its requests, and the answer to it."""
 
-Canary = Sequence[tuple[Sequence[int], Sequence[float]]]
-"""(tokens, log-probabilities) of fixed sequences, as the trainer computed them."""
+ENGINES = {
+    "vllm": "selfkd.sampling.vllm:VLLMEngine",
+    "transformers": "selfkd.sampling.transformers:TransformersEngine",
+}
+
+COMPLETIONS = pa.schema(
+    [
+        ("request", pa.string()),
+        ("index", pa.int32()),
+        ("completion", pa.string()),
+        ("tokens", pa.list_(pa.int32())),
+        ("finish", pa.string()),
+        ("logprob", pa.float64()),
+    ]
+)
+"""`index` counts the completions of a request."""
 
 CANARY_END = 40
 """Tokens at the end of a canary that are scored one by one."""
@@ -24,26 +45,46 @@ CANARY_END = 40
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What starts an engine, in plain values: kind (`vllm` or `transformers`) and its options."""
+    """What starts an engine, in plain values."""
 
-    kind: Literal["vllm", "transformers"]
+    kind: str
+    """`vllm`, `transformers`, or `module:Class` of an `Engine`."""
     options: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Requests and tokens finished so far in this call."""
+    """Requests and tokens finished so far in this call, and the seconds it took."""
 
     requests: int
     tokens: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The completions of one shard, by request id."""
+    """The completions of one shard, as rows of `COMPLETIONS`, in the order they were asked for."""
 
     index: int
-    completions: dict[str, list[Completion]]
+    completions: pa.Table
+
+    @classmethod
+    def of(cls, index: int, completions: Mapping[str, Sequence[Completion]]) -> "Shard":
+        """A shard of completions by request id."""
+        rows = [
+            (request, k, completion)
+            for request, several in completions.items()
+            for k, completion in enumerate(several)
+        ]
+        columns = [
+            pa.array([request for request, _, _ in rows], type=pa.string()),
+            pa.array([k for _, k, _ in rows], type=pa.int32()),
+            texts([c.text for _, _, c in rows]),
+            pa.array([c.tokens for _, _, c in rows], type=pa.list_(pa.int32())),
+            pa.array([c.finish for _, _, c in rows], type=pa.string()),
+            pa.array([c.logprob for _, _, c in rows], type=pa.float64()),
+        ]
+        return cls(index, pa.Table.from_arrays(columns, schema=COMPLETIONS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +97,7 @@ class Agreement:
     """Between the engine with and without its cached prefixes, likewise."""
 
 
-class SamplerActor:
+class SamplerActor(Receiver):
     """Lives as long as the run. Every request names the policy it is meant for.
 
     Its methods may be called from several threads at once.
@@ -77,14 +118,30 @@ class SamplerActor:
 
         def load(engine: Engine) -> None:
             if engine.policy != policy:
-                engine.logprobs(self._sequences(canary))
+                self._score(engine, canary)
                 engine.load(policy, path)
 
         self._desk.alone(load)
 
+    def expect(self, canary: Canary) -> None:
+        """Score a canary before weights are sent, as `load` does."""
+        self._desk.alone(lambda engine: self._score(engine, canary))
+
+    def _score(self, engine: Engine, canary: Canary) -> None:
+        if engine.policy:  # else it sleeps, and has no caches
+            engine.logprobs(self._sequences(canary))
+
     def policy(self) -> str:
         """The policy whose weights are held."""
         return self._engine.policy
+
+    def versions(self) -> tuple[str, dict[str, str]]:
+        """The name of this node, and the versions of what is installed on it."""
+        return socket.gethostname(), versions()
+
+    def sleep(self) -> bool:
+        """Give the engine's memory back until it is loaded again; False where it cannot."""
+        return self._desk.alone(lambda engine: engine.sleep())
 
     def structured(self) -> bool:
         """Whether the engine holds completions to a schema."""
@@ -118,10 +175,10 @@ class SamplerActor:
     ) -> Iterator[Shard | Progress]:
         """Complete every shard's requests; yield shards as they fill, and progress in between."""
         shard_of = {r.id: index for index, requests in shards for r in requests}
-        sizes = {index: len(requests) for index, requests in shards}
-        done: dict[int, dict[str, list[Completion]]] = {index: {} for index in sizes}
+        order = {index: [r.id for r in requests] for index, requests in shards}
+        done: dict[int, dict[str, list[Completion]]] = {index: {} for index in order}
         requests = tokens = 0
-        reported = time.monotonic()
+        started = reported = time.monotonic()
         every = tuple(r for _, shard in shards for r in shard)
         for request_id, answer in self._desk.answers(policy, Work(every, sampling)):
             completions: list[Completion] = answer  # type: ignore[assignment]
@@ -131,10 +188,11 @@ class SamplerActor:
             tokens += sum(len(c.tokens) for c in completions)
             if time.monotonic() - reported > 0.5:
                 reported = time.monotonic()
-                yield Progress(requests, tokens)
-            if len(done[index]) == sizes[index]:
-                yield Shard(index, done.pop(index))
-        yield Progress(requests, tokens)
+                yield Progress(requests, tokens, reported - started)
+            if len(done[index]) == len(order[index]):
+                found = done.pop(index)
+                yield Shard.of(index, {id: found[id] for id in order[index]})
+        yield Progress(requests, tokens, time.monotonic() - started)
 
     def serve(self, policy: str, work: Sequence[Work]) -> Iterator[list[Served]]:
         """Answers to each piece of work, all of it in hand at once, a group twice a second."""
@@ -156,10 +214,5 @@ def _distance(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def _start(engine: EngineOptions, policy: str, path: str, seed: int) -> Engine:
-    if engine.kind == "vllm":
-        from selfkd.sampling.vllm import VLLMEngine
-
-        return VLLMEngine(policy, path, seed=seed, **engine.options)
-    from selfkd.sampling.transformers import TransformersEngine
-
-    return TransformersEngine(policy, path, seed=seed, **engine.options)
+    module, _, name = ENGINES.get(engine.kind, engine.kind).partition(":")
+    return getattr(import_module(module), name)(policy, path, seed=seed, **engine.options)

@@ -127,6 +127,10 @@ class Engine(Protocol):
         """
         ...
 
+    def sleep(self) -> bool:
+        """Give memory back and hold no policy, until `load`; False where that is impossible."""
+        ...
+
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it; entry 0 of each list is 0.0."""
         ...

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from selfkd.errors import InfrastructureError
-from selfkd.hardware import compute_dtype
+from selfkd.hardware import compute_dtype, has_gpu
 from selfkd.sampling.base import REFUSED, Answer, Completion, Sampling, Weighing, Work
 from selfkd.sampling.weights import check_weights, stored_shapes
 
@@ -43,8 +43,12 @@ class VLLMEngine:
         max_model_len: int = 1024,
         max_num_seqs: int = 256,
         kv_cache_gib: float = 1.0,
+        tensor_parallel_size: int = 1,
+        gpu_memory: float = 0.9,
+        transfer: str | None = None,
         seed: int = 0,
     ) -> None:
+        """`gpu_memory` is a share of each card; `transfer` the backend that may send weights."""
         set_environment(kv_cache_gib)
         from vllm import LLM
 
@@ -54,15 +58,27 @@ class VLLMEngine:
         self._refused: list[tuple[str, Answer]] = []
         self._asked: dict[str, _Asked] = {}
         self._weighed: dict[str, _Weighed] = {}
+        self.workers = tensor_parallel_size
+        self.dtype = compute_dtype(dtype)
+        self._asleep = False
+        self._on_gpu = has_gpu()
+        on_gpu: dict[str, Any] = {
+            "tensor_parallel_size": tensor_parallel_size,
+            "gpu_memory_utilization": gpu_memory,
+            "enable_sleep_mode": True,
+        }
+        if transfer:
+            on_gpu["weight_transfer_config"] = {"backend": transfer}
         self._llm = LLM(
             path,
-            dtype=compute_dtype(dtype),  # type: ignore[arg-type]
+            dtype=self.dtype,  # type: ignore[arg-type]
             enforce_eager=True,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             seed=seed,
             scheduling_policy="priority",
             disable_log_stats=True,
+            **(on_gpu if self._on_gpu else {}),
         )
         self._engine = self._llm.llm_engine
         self.context: int = self._llm.model_config.max_model_len
@@ -148,15 +164,41 @@ class VLLMEngine:
         """
         check_weights(path, self._shapes)
         self.policy = ""  # until all is done, these are nobody's weights
+        self._wake("weights")
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
-        self._llm.apply_model(_repack)
-        for stale in self._llm.apply_model(_stale_copies):
-            if stale:
-                raise InfrastructureError(f"vLLM kept the old weights of {stale[0]}")
+        self._wake("kv_cache")
+        if not self._on_gpu:  # only the CPU build keeps packed copies
+            self._llm.apply_model(_repack)
+            for stale in self._llm.apply_model(_stale_copies):
+                if stale:
+                    raise InfrastructureError(f"vLLM kept the old weights of {stale[0]}")
+        self.took(policy)
+
+    def took(self, policy: str) -> None:
+        """All weights of `policy` are in place."""
         # Cached prompts hold keys and values of the old weights.
         if not self._llm.reset_prefix_cache():
             raise InfrastructureError("vLLM kept its prefix cache after a weight update")
         self.policy = policy
+
+    def transfer(self, step: str, *info: Any) -> None:
+        """A step of vLLM's weight transfer, by the name of the method that does it."""
+        self.policy = ""
+        if self._asleep:
+            self._wake("weights")
+            self._wake("kv_cache")
+        getattr(self._llm, step)(*info)
+
+    def sleep(self) -> bool:
+        """Give the card's memory back, weights and all; on CPU vLLM cannot."""
+        if self._on_gpu:
+            self.policy, self._asleep = "", True
+            self._llm.sleep(level=2)
+        return self._on_gpu
+
+    def _wake(self, what: str) -> None:
+        if self._asleep:
+            self._asleep = not self._llm.wake_up(tags=[what])
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it; 0.0 for the first."""

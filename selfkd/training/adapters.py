@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.training.base import TrainJob
-from selfkd.training.checkpoints import load, save
+from selfkd.training.checkpoints import file_errors, load, save
 from selfkd.training.rounding import round_to_bfloat16
 
 TOKENIZER = ("tokenizer", "chat_template", "special_tokens", "vocab", "merges")
@@ -19,14 +19,15 @@ MERGE = "merge.json"
 def save_adapter(model: Any, job: TrainJob, dtype: str) -> None:
     """Write the adapter of a PEFT model, and the start's tokenizer, to the job's directory."""
     out = Path(job.out_dir)
-    model.save_pretrained(out)
+    with file_errors():
+        model.save_pretrained(out)
     for file in Path(job.start_path).iterdir():
         if file.name.startswith(TOKENIZER):
             shutil.copy(file, out / file.name)
     (out / MERGE).write_text(json.dumps({"dtype": dtype, "seed": job.seed}) + "\n")
 
 
-def merge(adapter: Path, base: Path, out: Path) -> Path:
+def merge(adapter: Path, base: Path, out: Path) -> None:
     """Write the model that `adapter` makes of the model in `base` to the new directory `out`."""
     from peft import PeftModel
 
@@ -34,8 +35,8 @@ def merge(adapter: Path, base: Path, out: Path) -> Path:
     model: Any = PeftModel.from_pretrained(load(base), str(adapter)).merge_and_unload()
     if how["dtype"] == "bfloat16":
         round_to_bfloat16(model, how["seed"])
-    staged = out.with_name(out.name + ".tmp")
+    staged = out.with_name(f".tmp-{out.name}")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     save(model, how["dtype"], base, staged)
-    return staged.rename(out)
+    staged.rename(out)

@@ -1,7 +1,10 @@
 """Reads and writes model directories (HF format, safetensors only)."""
 
+import contextlib
 import json
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,19 @@ def load(path: str | Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
 
 
+@contextlib.contextmanager
+def file_errors() -> Iterator[None]:
+    """Give what the system answers to safetensors as an OSError with its number."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), str(error)) from error
+        raise
+
+
 def save(model: Any, dtype: str, start: Path, out: Path) -> None:
     """Write the weights in `dtype`, and everything else as it is in the start's directory.
 
@@ -28,7 +44,8 @@ def save(model: Any, dtype: str, start: Path, out: Path) -> None:
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig()
-    model.to(getattr(torch, dtype)).save_pretrained(out)
+    with file_errors():
+        model.to(getattr(torch, dtype)).save_pretrained(out)
     (out / "generation_config.json").unlink()
     for file in start.iterdir():
         own = file.name == "MANIFEST.json" or file.name.endswith(".index.json")

@@ -29,7 +29,7 @@ def record_demonstrations(
 def _sample(round: "Round", step: Step, tokenizer: Any, prompt: Prompt, text: str) -> Sample:
     ids = tokens_of(tokenizer, text)
     return Sample(
-        id=sample_id(round, step, prompt, 0),
+        id=sample_id(round, step, prompt.id, 0),
         prompt=prompt,
         index=0,
         completion=text,

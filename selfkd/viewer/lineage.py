@@ -7,6 +7,8 @@ from typing import Any
 import pyarrow.compute as pc
 
 from selfkd.errors import UsageError
+from selfkd.ledger import policy_dir
+from selfkd.retention import is_pruned
 from selfkd.rundir import StepRecord, find_rows, read_columns, round_numbers, round_steps
 from selfkd.viewer.browse import read_rows, sample_list, sample_rounds
 from selfkd.viewer.show import PROMPT, prompt_text
@@ -95,12 +97,15 @@ def policies(run_dir: Path) -> list[Row]:
     """The policies of a run, the base first: how each was made, measured and used.
 
     Keys: policy, made_in (round, null for the base), start, examples, steps, loss_last, no_signal,
-    gate (its decision, or null), heldout_in and sampled_in (rounds).
+    gate (its decision, or null), heldout_in and sampled_in (rounds), pruned (whether its weights
+    were let go).
     """
     found: dict[str, Row] = {"base": _policy("base", None)}
     for number in round_numbers(run_dir):
         for step in round_steps(run_dir, number):
             _add_step(found, step)
+    for name, row in found.items():
+        row["pruned"] = name != "base" and is_pruned(policy_dir(run_dir, name))
     return list(found.values())
 
 

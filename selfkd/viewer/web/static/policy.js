@@ -63,6 +63,7 @@
                 `${number(p.examples)} examples in ${number(p.steps)} optimiser steps`,
               ),
               fact("gate", gate),
+              p.pruned ? fact("weights", "pruned: only this record stays") : "",
             ],
         fact("its samples", rounds(p.sampled_in, "", p.policy)),
         fact("its held-out answers", rounds(p.heldout_in, "heldout", p.policy)),

@@ -1,0 +1,90 @@
+"""A training that comes to nothing: the policy before it stays, and the run says why.
+
+The trainer is the real one, in this process; the sampler is scripted.
+"""
+
+import json
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfkd.errors import Diverged, InfrastructureError
+from selfkd.metrics import round_rows
+from selfkd.repair import check_run
+from selfkd.training.base import TrainJob, TrainReport
+from selfkd.training.trainer import LocalTrainer
+from tests.fakes import ScriptedRun, play_script, resumed, scripted_run
+from tests.testbed.addition import write_prompts
+from tests.testbed.charmodel import train_base
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class TrainingRun(ScriptedRun):
+    """A scripted run that really trains."""
+
+    def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
+        self.jobs.append(job)
+        return LocalTrainer().train(job)
+
+
+@pytest.fixture(autouse=True)
+def trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.fakes.ScriptedRun", TrainingRun)
+
+
+def right(policy: str, text: str, k: int) -> str:
+    return str(eval(text[:-1]))
+
+
+def open_run(folder: Path, **settings: Any) -> ScriptedRun:
+    folder.mkdir(exist_ok=True)
+    if not (folder / "model").exists():
+        train_base(folder / "model", lambda: [("1+2=", "3")], steps=1, seed=0)
+    prompts = write_prompts(folder / "train.jsonl", [(1, 2), (12, 34)])
+    train = {"learning_rate": 1e30, "batch_size": 2, "epochs": 3, "dtype": "float32"}
+    return scripted_run(
+        folder, prompts, right,
+        **{"rounds": 2, "samples_per_prompt": 1, "train": train} | settings,
+    )  # fmt: skip
+
+
+def test_a_training_that_diverges_stops_the_run_and_commits_nothing(tmp_path):
+    run = open_run(tmp_path)
+    with pytest.raises(Diverged, match=r"loss is nan|not finite|norm is") as caught:
+        play_script(run)
+    assert caught.value.exit_code == 4 and "learning_rate" in caught.value.remedy
+    assert not list(run.ledger.path.glob("policies/round-*"))
+    assert not list(run.ledger.path.glob("rounds/000/*-train/manifest.json"))
+
+
+def test_or_the_run_goes_on_with_the_policy_it_had(tmp_path):
+    run = open_run(tmp_path, on_bad_training="continue")
+    play_script(run)
+    assert [policy for policy, _ in run.asked] == ["base"] * 6
+    assert not list(run.ledger.path.glob("policies/round-*"))
+    for number in range(2):
+        (manifest,) = run.ledger.path.glob(f"rounds/{number:03d}/*-train/manifest.json")
+        summary = json.loads(manifest.read_text())["summary"]
+        assert summary["policy"] == "base" and "learning_rate" in summary["diverged"]
+    assert [r["policy"] for r in round_rows(run.ledger.path)] == ["base"] * 3
+    assert [p for p in check_run(run.ledger.path) if not p.harmless] == []
+
+
+def test_a_disk_that_does_not_take_the_policy_is_told_and_a_resume_trains_again(tmp_path):
+    settings = {"rounds": 1, "train": {"learning_rate": 1e-4, "dtype": "float32"}, "name": "run"}
+    run = open_run(tmp_path, **settings)
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, former[1]))
+    try:
+        with pytest.raises(InfrastructureError, match=r"cannot write: .*(too large|os error 27)"):
+            play_script(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert not list(run.ledger.path.glob("policies/round-*"))
+    play_script(resumed(run, right))
+    assert check_run(run.ledger.path) == []
+    assert (run.ledger.path / "policies" / "round-001" / "model.safetensors").exists()
