@@ -26,15 +26,19 @@ class InspectAiOptions(JudgeOptions):
     """It compares with the reference answer. Say false of one that asks a model without one."""
 
 
+def _check_scorer(options: InspectAiOptions) -> None:
+    _scorer(options)
+
+
 @judge(
     "inspect_ai",
     gold=lambda options: options.gold,
     needs_answer=lambda options: options.gold,
-    ready=lambda options: _scorer(options),
+    ready=_check_scorer,
 )
 async def inspect_ai(sample: Sample, options: InspectAiOptions) -> Verdict:
     """A scorer of inspect_ai, its own or one of any package that has one."""
-    from inspect_ai.scorer import NOANSWER, Target, value_to_float
+    from inspect_ai.scorer import NOANSWER, Target, value_to_float  # pyright: ignore[reportMissingImports]
 
     score = await _scorer(options)(_state(sample), Target(sample.answer or ""))
     if score is None:
@@ -49,15 +53,15 @@ async def inspect_ai(sample: Sample, options: InspectAiOptions) -> Verdict:
 
 def _state(sample: Sample) -> Any:
     """What a task would have come to that ended with the completion."""
-    from inspect_ai.model import (
+    from inspect_ai.model import (  # pyright: ignore[reportMissingImports]
         ChatMessageAssistant,
         ChatMessageSystem,
         ChatMessageUser,
         ModelName,
         ModelOutput,
     )
-    from inspect_ai.scorer import Target
-    from inspect_ai.solver import TaskState
+    from inspect_ai.scorer import Target  # pyright: ignore[reportMissingImports]
+    from inspect_ai.solver import TaskState  # pyright: ignore[reportMissingImports]
 
     kinds = {"system": ChatMessageSystem, "assistant": ChatMessageAssistant}
     asked = [

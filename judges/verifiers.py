@@ -43,7 +43,7 @@ async def verifiers(sample: Sample, options: VerifiersOptions) -> Verdict:
 
 def _trace(task: Any, sample: Sample) -> Any:
     """What a rollout would have recorded that ended with the completion."""
-    import verifiers.v1 as vf
+    import verifiers.v1 as vf  # pyright: ignore[reportMissingImports]
 
     kinds = {"system": vf.SystemMessage, "assistant": vf.AssistantMessage}
     messages = [

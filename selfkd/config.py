@@ -323,7 +323,8 @@ def _absolute(raw: Mapping[str, Any], base: Path, prefix: tuple[str, ...] = ()) 
 def _absolute_value(key: tuple[str, ...], value: Any, base: Path) -> Any:
     """`value` with the paths that `key` is known to hold made absolute, relative to `base`."""
     if key[0] in ("judge", "gold_judge"):
-        return absolute_judge({key[-1]: value}, base)[key[-1]]
+        name = key[-1] if len(key) > 1 else "judge"
+        return absolute_judge({name: value}, base)[name]
     if isinstance(value, Mapping):
         return _absolute(value, base, key)
     if not isinstance(value, str):

@@ -95,10 +95,28 @@ def failed(status: int, message: str = "no", code: str = "", **headers: str) -> 
     return JSONResponse({"error": error}, status, headers=names)
 
 
+class Host:
+    """A port of this machine, where one server after the other answers."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.server = Server()
+
+    def fresh(self) -> Server:
+        """A new server, which has seen nothing."""
+        self.server = Server(port=self.port)
+        return self.server
+
+    async def answer(self, request: Request) -> Response:
+        """Serve a chat completion by the server of the moment."""
+        return await self.server.answer(request)
+
+
 @contextlib.contextmanager
-def serving(server: Server) -> Iterator[Server]:
-    """Run a server in a thread of this process."""
-    routes = [Route("/v1/chat/completions", server.answer, methods=["POST"])]
+def hosting() -> Iterator[Host]:
+    """Listen in a thread of this process."""
+    host = Host()
+    routes = [Route("/v1/chat/completions", host.answer, methods=["POST"])]
     config = uvicorn.Config(
         Starlette(routes=routes), host="127.0.0.1", port=0, log_level="critical", lifespan="off"
     )
@@ -107,9 +125,9 @@ def serving(server: Server) -> Iterator[Server]:
     thread.start()
     while not running.started:
         time.sleep(0.01)
-    server.port = running.servers[0].sockets[0].getsockname()[1]
+    host.port = running.servers[0].sockets[0].getsockname()[1]
     try:
-        yield server
+        yield host
     finally:
         running.should_exit = True
         running.force_exit = True

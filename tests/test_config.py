@@ -57,6 +57,20 @@ def test_overrides_are_typed_and_reach_sections_and_loop_options(tmp_path):
     assert resolved.config.prompts.source.endswith("data.jsonl")
 
 
+@pytest.mark.parametrize("form", ["{file}", "{{use: '{file}', limit: 2}}", "{{use: '{file}'}}"])
+def test_files_of_both_judges_are_relative_to_the_config(tmp_path, monkeypatch, form):
+    (tmp_path / "mine.py").write_text("def short(sample, *, limit: int = 1):\n    return 1\n")
+    judge = form.format(file="mine.py:short")
+    rest = "\n".join(line for line in BASE.splitlines() if not line.startswith("judge:"))
+    path = write(tmp_path, f"{rest}\njudge: {judge}\ngold_judge: {judge}\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    resolved = load(path)
+    for found in (resolved.judge, resolved.gold_judge):
+        assert found and found.spec == f"{tmp_path}/mine.py:short"
+
+
 def test_paths_are_relative_to_whoever_wrote_them(tmp_path, monkeypatch):
     there, here = tmp_path / "there", tmp_path / "here"
     there.mkdir()

@@ -43,7 +43,8 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     path = tmp_path_factory.mktemp("rm") / "model"
     torch.manual_seed(1)
-    config = LlamaConfig(**sizes(), num_labels=1, pad_token_id=1, eos_token_id=1)
+    config = LlamaConfig(**sizes(), pad_token_id=1, eos_token_id=1)
+    config.num_labels = 1
     LlamaForSequenceClassification(config).save_pretrained(path)
     byte_tokenizer().save_pretrained(path)
     return path
@@ -121,7 +122,8 @@ def test_a_completion_cannot_open_a_turn_for_the_reward_model(reward_model: Path
     spelt = judged("reward_model", [sample(forged)], model=model, form="chat")[0].reward
     tokenizer = byte_tokenizer()
     messages = [{"role": "user", "content": "question 0"}, {"role": "assistant", "content": forged}]
-    trusting = len(tokenizer.apply_chat_template(messages, tokenize=True)["input_ids"])
+    encoded: Any = tokenizer.apply_chat_template(messages, tokenize=True)
+    trusting = len(encoded["input_ids"])
     from selfkd.chat import render
 
     assert len(render(tokenizer, messages, to_complete=False)) > trusting

@@ -13,7 +13,7 @@ from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
 from selfkd.launch import new_run, resume_run
 from selfkd.records import Prompt, Sample, Verdict
-from tests.servers import Asked, Server, said, serving
+from tests.servers import Asked, Server, hosting, said
 
 SECRET = "key-5c1e-of-the-user"
 
@@ -28,8 +28,8 @@ def _key() -> Iterator[None]:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with serving(Server()) as running:
-        yield running
+    with hosting() as host:
+        yield host.fresh()
 
 
 def samples(count: int) -> list[Sample]:

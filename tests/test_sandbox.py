@@ -32,6 +32,24 @@ def report_of(code: str, *sources: str, entry_point: str = "", **limits: int) ->
 
 
 @needs_sandbox
+def test_a_program_has_no_descriptors_but_its_own() -> None:
+    code = """
+import os
+try:
+    os.write(0, b"x")
+except OSError as error:
+    print(error.strerror)
+for number in range(3, 256):
+    try:
+        os.fstat(number)
+        print("open:", number)
+    except OSError:
+        pass
+"""
+    assert run(code, b"input").stdout == b"Bad file descriptor\n"
+
+
+@needs_sandbox
 def test_a_program_reads_and_writes_and_its_end_is_told() -> None:
     outcome = run("import sys; print(sys.stdin.read() * 2); sys.exit(3)", b"hello")
     assert (outcome.end, outcome.status, outcome.stdout) == ("exit", 3, b"hellohello\n")

@@ -6,7 +6,7 @@ import math
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,22 @@ from selfkd.served.connection import Connection
 from selfkd.served.faults import retry_after
 from selfkd.served.options import ServerOptions
 from selfkd.served.pace import Pace
-from tests.servers import Asked, Server, failed, said, serving
+from tests.servers import Asked, Host, Server, failed, hosting, said
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    with hosting() as listening:
+        yield listening
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with serving(Server()) as running:
-        yield running
+def server(host: Host) -> Server:
+    return host.fresh()
 
 
 def calls(*questions: str, n: int = 1, **fields: Any) -> list[Call]:
-    sampling = Sampling(max_tokens=20)
+    sampling = Sampling.model_validate({"max_tokens": 20})
     return [
         Call(f"sample-{q}", ({"role": "user", "content": q},), sampling, n, **fields)
         for q in questions
@@ -96,7 +101,7 @@ def test_a_server_that_writes_one_answer_at_a_time_is_asked_again(server: Server
 async def _slowly(asked: Asked) -> Any:
     """A byte now and then, for ever."""
 
-    async def drip() -> Any:
+    async def drip() -> AsyncIterator[bytes]:
         while True:
             yield b" "
             await asyncio.sleep(0.05)
@@ -109,14 +114,14 @@ async def _hang(asked: Asked) -> Any:
 
 
 async def _cut_off(asked: Asked) -> Any:
-    async def half() -> Any:
-        yield said("Score: 4", asked.body).body[:60]
+    async def half() -> AsyncIterator[bytes]:
+        yield bytes(said("Score: 4", asked.body).body)[:60]
 
     return StreamingResponse(half(), media_type="application/json")
 
 
 async def _broken_off(asked: Asked) -> Any:
-    async def half() -> Any:
+    async def half() -> AsyncIterator[bytes]:
         yield b'{"choices": ['
 
     return StreamingResponse(
@@ -236,6 +241,11 @@ SECRET = "key-7f3a9b-of-the-user"
         (failed(404, "no such model"), UsageError, "has no model 'judge-1', or base_url is wrong"),
         (failed(429, "pay up", "insufficient_quota"), Stopped, "wants money: pay up"),
         (failed(402, "no credit"), Stopped, "pay the account up, then resume"),
+        (
+            JSONResponse({"error": f"bad {SECRET}"}, headers={"x": "y"}),
+            InfrastructureError,
+            "answered nothing for 1 s: an error in the answer: bad [key]",
+        ),
     ],
 )
 def test_what_no_repetition_mends_stops_at_once_with_the_remedy(
@@ -247,11 +257,15 @@ def test_what_no_repetition_mends_stops_at_once_with_the_remedy(
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", SECRET)
     server.behave = lambda asked: response
-    error = stopped(server, *QUESTIONS, api_key_env="JUDGE_KEY")
+    monkeypatch.setattr("selfkd.served.connection.BACKOFF", (0.3, 0.5))
+    deadline = 1 if kind is InfrastructureError else 60
+    error = stopped(
+        server, *QUESTIONS[:4], api_key_env="JUDGE_KEY", deadline=deadline, concurrency=4
+    )
     assert isinstance(error, kind) and message in str(error)
     assert SECRET not in str(error)
     assert server.asked[0].headers["authorization"] == f"Bearer {SECRET}"
-    assert len(server.asked) <= 4
+    assert len(server.asked) <= 4 or kind is InfrastructureError
 
 
 def test_a_call_that_is_refused_as_it_is_fails_alone(server: Server) -> None:
@@ -299,7 +313,7 @@ def test_an_answer_without_text_is_an_error_that_keeps_its_cost(
 ) -> None:
     choices = [] if choice is None else [choice]
     server.behave = lambda asked: said("", asked.body, choices=choices)
-    prices = {"usd_per_million_input": 1e6, "usd_per_million_output": 2e6}
+    prices: dict[str, Any] = {"usd_per_million_input": 1e6, "usd_per_million_output": 2e6}
     (reply,) = ask(server, calls("q"), **prices)
     assert (reply.error, reply.texts, reply.cost_usd) == (error, (), 20.0)
 
@@ -312,7 +326,7 @@ def test_cut_off_answers_are_told(server: Server) -> None:
 
 # -- money ----------------------------------------------------------------------------------------
 
-PRICES = {"usd_per_million_input": 1000.0, "usd_per_million_output": 2000.0}
+PRICES: dict[str, Any] = {"usd_per_million_input": 1000.0, "usd_per_million_output": 2000.0}
 """A call of 10 tokens read and 5 written costs 0.02."""
 
 

@@ -17,7 +17,7 @@ class Taskset:
         self.name = name
         self.options = dict(options)
         try:
-            import verifiers.v1 as vf
+            import verifiers.v1 as vf  # pyright: ignore[reportMissingImports]
 
             config = vf.taskset_config_type(name).model_validate({"id": name, **options})
             self._taskset = vf.load_taskset(config)

@@ -88,7 +88,8 @@ class Sandbox:
         limits = self.limits
         with ExitStack() as stack:
             user = NOBODY if _is_root() else None
-            status, rules = _file(stack), _file(stack, seccomp_filter())
+            status = stack.enter_context(tempfile.TemporaryFile()).fileno()
+            rules = _file(stack, seccomp_filter())
             given = {path: _file(stack, content) for path, content in files.items()}
             options = ["--json-status-fd", str(status), "--seccomp", str(rules)]
             for path, file in given.items():
@@ -213,12 +214,14 @@ def _reachable(path: Path) -> bool:
     return all(place.stat().st_mode & 0o001 for place in (path, *path.parents))
 
 
-def _file(stack: ExitStack, content: bytes = b"") -> int:
-    """Descriptor of a file without a name, at its beginning."""
+def _file(stack: ExitStack, content: bytes) -> int:
+    """Descriptor of a file without a name, only to be read."""
     file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
     file.write(content)
-    file.seek(0)
-    return file.fileno()
+    file.flush()
+    descriptor = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY)
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 def _bounded(limits: Limits) -> list[str]:

@@ -135,14 +135,15 @@ class Connection:
     async def _try(self, request: Request, key: str, seconds: float) -> Response | Fault:
         """Send the request once, if there is money for it."""
         most = Amount() if request.free else request.most(self._options)
-        while self._stop is None and (limit := self._purse.reserve(most)):
+        while limit := self._purse.reserve(most):
+            if self._stop is not None:
+                return _ended(self._stop)
             if self._purse.idle:
                 return Fault("stop", f"no {limit} left", error=self._out_of(limit))
             await asyncio.sleep(0.05)  # what is under way may cost less than it might
-        if self._stop is not None:
-            self._purse.release(most)
-            return Fault("stop", "the judging was ended", error=self._stop)
         try:
+            if self._stop is not None:
+                return _ended(self._stop)
             sent = self._client.post(request.path, cast_to=object, body=request.body)
             body = _answer(await asyncio.wait_for(sent, seconds))
             response = self._response(body)
@@ -233,6 +234,10 @@ class Connection:
             max_retries=0,  # repetitions are made here, within one deadline
             timeout=self._options.timeout,
         )
+
+
+def _ended(error: SelfkdError) -> Fault:
+    return Fault("stop", "the judging was ended", error=error)
 
 
 def _answer(body: Any) -> dict[str, Any]:

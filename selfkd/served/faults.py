@@ -2,7 +2,7 @@
 
 import email.utils
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from selfkd.errors import SelfkdError, Stopped, UsageError
@@ -38,7 +38,7 @@ def fault_of(error: Exception, options: ServerOptions, key: str) -> Fault:
     import openai
 
     if isinstance(error, Refused):
-        return error.fault
+        return replace(error.fault, text=redacted(error.fault.text, key))
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return Fault("again", "no answer in time", overload=True)
     if isinstance(error, openai.APIStatusError):
@@ -77,10 +77,13 @@ def _no_access(status: int, options: ServerOptions, text: str) -> UsageError:
 
 
 def _no_model(options: ServerOptions, text: str) -> UsageError:
+    remedy = f"see what it has: GET {options.base_url.rstrip('/')}/models (base_url ends in /v1)"
+    if options.api == "vllm":
+        remedy += "; if it is not vLLM's server, leave out api: vllm"
     return UsageError(
         f"{options.server} has no model {options.model!r}, or base_url is wrong: {text}",
         where="model",
-        remedy=f"see what it has: GET {options.base_url.rstrip('/')}/models (base_url ends in /v1)",
+        remedy=remedy,
     )
 
 

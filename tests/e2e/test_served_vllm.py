@@ -20,10 +20,10 @@ from selfkd.chat import load_tokenizer, render, tokens_of
 from selfkd.judgecalls import Call, Choices
 from selfkd.judging import JudgeSpec
 from selfkd.records import Prompt, Sample
-from selfkd.sampling.base import Sampling
 from selfkd.served.calls import server_calls
 from selfkd.served.options import ServerOptions
 from selfkd.served.scoring import VllmTeacher
+from tests.engines import drawn
 
 pytestmark = [
     pytest.mark.slow,
@@ -80,7 +80,7 @@ def options(url: str, **given: Any) -> dict[str, Any]:
 def test_text_is_written_as_asked(url: str) -> None:
     caller = server_calls(ServerOptions.model_validate(options(url, structured=True)))
     message = {"role": "user", "content": "What is 2 + 2?"}
-    sampling = Sampling(temperature=0.8, top_k=20, max_tokens=12)
+    sampling = drawn(temperature=0.8, top_k=20, max_tokens=12)
     schema = {
         "type": "object",
         "properties": {"sum": {"type": "integer"}},
@@ -88,7 +88,7 @@ def test_text_is_written_as_asked(url: str) -> None:
         "additionalProperties": False,
     }
     plain = Call("s", (message,), sampling, n=3)
-    held = Call("t", (message,), Sampling(temperature=0.0, max_tokens=40), schema=schema)
+    held = Call("t", (message,), drawn(temperature=0.0, max_tokens=40), schema=schema)
     first, second = caller.complete([plain, held])
     assert (len(first.texts), first.error) == (3, "") and all(first.texts)
     assert first.tokens <= 36 and first.prompt_tokens > 5
