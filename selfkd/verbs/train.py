@@ -1,5 +1,6 @@
 """Makes a policy from an objective's examples, or says why the old one stays."""
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from selfkd.errors import DataError, Diverged
@@ -7,6 +8,7 @@ from selfkd.ledger import Step
 from selfkd.objectives import Objective
 from selfkd.policies import Policy
 from selfkd.records import EXAMPLES, rows_table
+from selfkd.rundir import of_verb, round_steps
 from selfkd.training.base import TrainJob, TrainOptions, TrainReport
 
 if TYPE_CHECKING:
@@ -67,12 +69,22 @@ _NOTHING = {"steps": 0, "examples": 0}
 def _no_signal(round: "Round", step: Step, missing: str) -> None:
     if round.run.config.on_no_signal == "stop":
         raise DataError(
-            f"no signal: round {round.number} {missing}, so there is nothing to train on",
+            f"no signal: round {round.number} {missing}{_dropped(round)}, so there is nothing to "
+            "train on",
             where=str(step.path.parent),
             remedy=f"see why with `selfkd show {round.run.ledger.path} --round {round.number} "
             "--dropped`, or set on_no_signal=continue",
         )
     round.finish(step, {"policy": round.policy, "no_signal": True, **_NOTHING})
+
+
+def _dropped(round: "Round") -> str:
+    """Why the round's samples were dropped, the commonest reason first."""
+    counts: Counter[str] = Counter()
+    for step in of_verb(round_steps(round.run.ledger.path, round.number), "keep"):
+        counts.update(step.summary.get("dropped", {}))
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    return f" ({reasons})" if reasons else ""
 
 
 def _progress(round: "Round", step: Step, row: dict[str, Any]) -> None:
