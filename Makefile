@@ -5,7 +5,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test testbed bench lint clean
+.PHONY: help setup model demo test testbed bench bench-kernel lint clean
 export PYTHON PIP_ARGS
 
 PY := .venv/bin/python
@@ -15,7 +15,7 @@ MODEL := SmolLM2-135M-Instruct
 READY := .venv/.ready-$(shell cat pyproject.toml constraints.txt .ci/setup | cksum | tr ' ' '-')
 
 help:  ## this list
-	@awk -F ':.*##' '/^[a-z]+:.*##/ { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY)  ## everything needed, in .venv; instant where it is up to date
 
@@ -37,6 +37,9 @@ testbed: setup  ## the loops on a tiny character model, three seeds
 
 bench: model  ## wall-clock of selfkd against a plain script, same settings
 	@$(PY) benchmarks/bench.py
+
+bench-kernel: setup  ## the fused divergence against TRL, Liger and the bare products
+	@$(PY) benchmarks/kernel.py
 
 lint: setup  ## ruff and pyright
 	$(PY) -m ruff check .

@@ -1,8 +1,13 @@
-"""Wall-clock of selfkd against the plain script, on the same settings: `make bench`.
+"""selfkd against a plain script, its own overhead, and its targets: `make bench`.
 
 Both run loops/rest_em.yaml's job from the command line, alternately, and nothing else should run
-meanwhile. Prints the ratio selfkd/plain, in all and by stage. Sampled lengths differ from run to
-run, so tokens are printed too: compare stages by tokens a second.
+meanwhile. Prints seconds by stage and their ratio selfkd/plain, then a table of targets, each
+passed or missed. Sampled lengths differ from run to run, so tokens are printed too: compare stages
+by tokens a second.
+
+A few minutes instead of many, for a look at the bench itself:
+
+    python benchmarks/bench.py --rounds 2 --driver 2000,20000 --batch 16
 """
 
 import argparse
@@ -14,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("evaluate", "generate", "judge", "train", "rest")
 
 Row = dict[str, Any]
+
+
+# -- whole runs -----------------------------------------------------------------------------------
 
 
 def run_plain(model: Path, rounds: int, scratch: Path) -> Row:
@@ -49,7 +58,30 @@ def run_selfkd(model: Path, rounds: int, scratch: Path) -> Row:
     _, output = _timed([*command, "curves", str(scratch / "selfkd"), "--json"])
     rows = json.loads(output)["rounds"]
     seconds = {name: float(sum(r["seconds"].get(name) or 0 for r in rows)) for name in STAGES}
-    return _report("selfkd", wall, seconds, rows)
+    report = _report("selfkd", wall, seconds, rows)
+    return report | {"own": own_shares(scratch / "selfkd" / "events.jsonl")}
+
+
+def own_shares(events: Path) -> list[float]:
+    """Share of each round after the first that was spent neither in the sampler's engine, nor in a
+    judge, nor in the trainer's process."""
+    shares = []
+    inside, began = 0.0, None
+    for line in events.read_text().splitlines():
+        event = json.loads(line)
+        if event["event"] == "step_finished":
+            summary = event["summary"]
+            names = {"generate": "sampling_seconds", "train": "seconds"}
+            if event["verb"] in names:
+                inside += summary.get(names[event["verb"]]) or 0.0
+            elif event["verb"] == "judge":
+                inside += event["seconds"]
+        if event["event"] == "round_finished":
+            ended = datetime.fromisoformat(event["time"])
+            if began is not None:
+                shares.append(1 - inside / (ended - began).total_seconds())
+            inside, began = 0.0, ended
+    return shares
 
 
 def _report(name: str, wall: float, seconds: dict[str, float], rows: Sequence[Row]) -> Row:
@@ -74,7 +106,7 @@ def _timed(command: Sequence[str]) -> tuple[float, str]:
     return time.monotonic() - started, done.stdout
 
 
-def table(reports: Sequence[Row]) -> str:
+def stages(reports: Sequence[Row]) -> str:
     """Medians by stage and their ratios, as text."""
     names = ("plain", "selfkd")
     lines = [f"{'seconds':<10}" + "".join(f"{name:>10}" for name in names) + f"{'ratio':>10}"]
@@ -100,13 +132,102 @@ def _median(reports: Sequence[Row], name: str, stage: str) -> float:
     return statistics.median(r["wall"] if stage == "wall" else r["seconds"][stage] for r in own)
 
 
+# -- engines --------------------------------------------------------------------------------------
+
+
+def sample(kind: str, model: Path, batch: int) -> Row:
+    """Tokens a second of one engine on `batch` chat prompts at a time, 64 new tokens each, twice
+    over; the second time counts. In this process."""
+    from selfkd.chat import load_tokenizer, render
+    from selfkd.hardware import compute_dtype
+    from selfkd.sampling.actor import EngineOptions, SamplerActor, Shard
+    from selfkd.sampling.base import Request, Sampling
+
+    tokenizer = load_tokenizer(model)
+    options: dict[str, Any] = {"dtype": compute_dtype("auto"), "max_num_seqs": batch}
+    actor = SamplerActor(EngineOptions(kind, options), "base", str(model), 0)
+    sampling = Sampling.model_validate({"max_tokens": 64})
+    questions = [f"What is {i % 90 + 3} + {i * 7 % 90 + 4}?" for i in range(batch)]
+    prompts = [render(tokenizer, [{"role": "user", "content": q}]) for q in questions]
+    requests = tuple(Request(str(i), tuple(p)) for i, p in enumerate(prompts))
+    rate = 0.0
+    for _ in range(2):
+        started = time.monotonic()
+        items = list(actor.generate("base", [(0, requests)], sampling))
+        (shard,) = [item for item in items if isinstance(item, Shard)]
+        tokens = sum(len(ids) for ids in shard.completions.column("tokens").to_pylist())
+        rate = tokens / (time.monotonic() - started)
+    return {"engine": kind, "tokens_per_second": rate}
+
+
+def sampled(kind: str, model: Path, batch: int) -> float:
+    """`sample` in a process of its own."""
+    command = [sys.executable, __file__, "--engine", kind, "--batch", str(batch)]
+    _, output = _timed([*command, "--model", str(model)])
+    return json.loads(output.splitlines()[-1])["tokens_per_second"]
+
+
+# -- targets --------------------------------------------------------------------------------------
+
+
+def targets(reports: Sequence[Row], rates: dict[str, float], driver: Sequence[Row]) -> list[Row]:
+    """What was measured against what is wanted: name, value, limit, and whether more is better."""
+    ratio = _median(reports, "selfkd", "wall") / _median(reports, "plain", "wall")
+    own = [share for r in reports for share in r.get("own", ())]
+    *sizes, resumed = driver
+    largest, smallest = sizes[-1], sizes[0]
+    rows = [
+        ("wall clock, selfkd / plain", ratio, 0.7, False),
+        (
+            "own share of a round after the first",
+            statistics.median(own) if own else 1.0,
+            0.05,
+            False,
+        ),
+        ("sampling, vLLM / transformers", rates["vllm"] / rates["transformers"], 3.0, True),
+        (f"driver, samples a second at {largest['samples']:,}", rate(largest), 20_000, True),
+        (f"driver, MiB above start at {largest['samples']:,}", largest["memory_mib"], 500, False),
+        (
+            f"driver, cost a sample at {largest['samples']:,} / at {smallest['samples']:,}",
+            rate(smallest) / rate(largest),
+            1.25,
+            False,
+        ),
+        ("resume, seconds to new work", resumed["to_first_work"], 5, False),
+    ]
+    return [dict(zip(("name", "value", "wanted", "more"), row, strict=True)) for row in rows]
+
+
+def rate(report: Row) -> float:
+    """Samples a second of a run of benchmarks/driver.py."""
+    return report["samples"] / report["wall"]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Targets as text."""
+    lines = [f"{'target':<58}{'measured':>12}{'wanted':>12}"]
+    for row in rows:
+        met = row["value"] >= row["wanted"] if row["more"] else row["value"] <= row["wanted"]
+        wanted = f"{'>=' if row['more'] else '<='} {row['wanted']:g}"
+        said = "pass" if met else "MISS"
+        lines.append(f"{row['name']:<58}{row['value']:>12.4g}{wanted:>12}  {said}")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Run both and print the comparison."""
+    """Run everything and print the comparison."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=1, help="of each of the two")
+    parser.add_argument("--batch", type=int, default=96, help="prompts sampled at once")
+    parser.add_argument("--driver", default="10000,100000,1000000", help="samples of driver runs")
     parser.add_argument("--out", type=Path, help="also write every figure here, as JSON")
+    parser.add_argument("--engine", help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.engine:
+        print(json.dumps(sample(args.engine, args.model, args.batch)))
+        return
     model = pull("SmolLM2-135M-Instruct", verify=False)
     facts = {"cores": cores(), "load": os.getloadavg()[0], "versions": versions()}
     print(f"{facts['cores']} cores, load before the start {facts['load']:.1f};", end=" ")
@@ -116,9 +237,17 @@ def main() -> None:
         for run in (run_plain, run_selfkd):
             with tempfile.TemporaryDirectory() as scratch:
                 reports.append(run(model, args.rounds, Path(scratch)))
-    print(table(reports))
+    print(stages(reports), flush=True)
+    rates = {kind: sampled(kind, model, args.batch) for kind in ("transformers", "vllm")}
+    print(", ".join(f"{kind} {r:.0f} tokens/s at batch {args.batch}" for kind, r in rates.items()))
+    script = str(ROOT / "benchmarks" / "driver.py")
+    _, output = _timed([sys.executable, script, "--samples", args.driver, "--json"])
+    driver = [json.loads(line) for line in output.splitlines()]
+    rows = targets(reports, rates, driver)
+    print(table(rows))
     if args.out:
-        args.out.write_text(json.dumps({**facts, "reports": reports}, indent=1) + "\n")
+        every = {"reports": reports, "rates": rates, "driver": driver, "targets": rows}
+        args.out.write_text(json.dumps({**facts, **every}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

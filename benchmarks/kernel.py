@@ -1,4 +1,4 @@
-"""The fused divergence against its peers on a CPU: `python benchmarks/kernel.py [--quick]`.
+"""The fused divergence against its peers on a CPU: `make bench-kernel`.
 
 Loss and gradients at hidden size 576 and vocabulary 49152 of: this package (head trained, frozen,
 and frozen and shared with the teacher), TRL's dense `generalized_jsd_loss`, TRL's
@@ -11,157 +11,36 @@ measured in a process of its own for each. Prints the targets with pass or miss;
 import argparse
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from peers import (
+    Run,
+    candidates,
+    make_inputs,
+    ratio,
+    row,
+    take_turns,
+    true_loss,
+    verdict,
+    versions,
+)
 from torch import Tensor
 
-from selfkd.kernels import fused_linear_divergence
+from selfkd.kernels.chunked import CHUNK_BYTES
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-OURS = ("ours", "ours frozen", "ours shared")
-PEERS = ("TRL dense", "TRL chunked", "Liger")
 MIB = 2**20
 
 
-@dataclass
-class Inputs:
-    """One problem: student and teacher hidden states and heads."""
-
-    hidden: Tensor
-    head: Tensor
-    teacher_hidden: Tensor
-    teacher_head: Tensor
-
-
-def make_inputs(tokens: int, hidden: int, vocabulary: int, dtype: torch.dtype) -> Inputs:
-    """Two models that agree about as much as a policy and its teacher: jsd near 0.01."""
-    source = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int, scale: float = 1.0) -> Tensor:
-        return torch.randn(*shape, generator=source) * scale
-
-    states, head = normal(tokens, hidden), normal(vocabulary, hidden, scale=0.08)
-    taught, other = states + normal(tokens, hidden, scale=0.1), head
-    other = head + normal(vocabulary, hidden, scale=0.008)
-    made = [tensor.to(dtype) for tensor in (states, head, taught, other)]
-    return Inputs(made[0].requires_grad_(), made[1].requires_grad_(), made[2], made[3])
-
-
-def candidates(x: Inputs) -> dict[str, Callable[[], Tensor | None]]:
-    """Name to a function that computes loss and gradients once."""
-    frozen = x.head.detach()
-
-    def ours(head: Tensor, teacher_head: Tensor) -> Tensor:
-        got = fused_linear_divergence(x.hidden, head, x.teacher_hidden, teacher_head)
-        return differentiate(got.loss, x.hidden, head)
-
-    def floor(trained: bool) -> None:
-        with torch.no_grad():
-            logits = x.hidden @ x.head.T
-            _ = x.teacher_hidden @ x.teacher_head.T
-            _ = logits @ x.head
-            if trained:
-                _ = logits.T @ x.hidden
-
-    def dense() -> Tensor:
-        from trl.experimental.gkd import GKDTrainer
-
-        student, teacher = x.hidden @ x.head.T, x.teacher_hidden @ x.teacher_head.T
-        labels = torch.zeros(1, len(student), dtype=torch.long)
-        loss = GKDTrainer.generalized_jsd_loss(student[None], teacher[None], labels)
-        return differentiate(loss, x.hidden, x.head)
-
-    def chunked() -> Tensor:
-        from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
-
-        per_token, _ = ChunkedDivergenceFunction.apply(
-            x.hidden, x.head, None, x.teacher_hidden, x.teacher_head, None, 0.5
-        )
-        return differentiate(per_token.mean(), x.hidden, x.head)
-
-    found: dict[str, Callable[[], Tensor | None]] = {
-        "floor": lambda: floor(True),
-        "floor frozen": lambda: floor(False),
-        "ours": lambda: ours(x.head, x.teacher_head),
-        "ours frozen": lambda: ours(frozen, x.teacher_head),
-        "ours shared": lambda: ours(frozen, frozen),
-        "TRL dense": dense,
-        "TRL chunked": chunked,
-    }
-    if find_spec("liger_kernel"):
-        found["Liger"] = liger(x)
-    return found
-
-
-def liger(x: Inputs) -> Callable[[], Tensor]:
-    from liger_kernel.chunked_loss.jsd_loss import (  # pyright: ignore[reportMissingImports]
-        LigerFusedLinearJSDLoss,
-    )
-
-    loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, compiled=True)
-    labels = torch.zeros(len(x.hidden), dtype=torch.long)
-
-    def run() -> Tensor:
-        got = loss(x.hidden, x.head, x.teacher_hidden, x.teacher_head, labels)
-        assert isinstance(got, Tensor)
-        return differentiate(got, x.hidden, x.head)
-
-    return run
-
-
-def differentiate(loss: Tensor, *leaves: Tensor) -> Tensor:
-    torch.autograd.grad(loss, [leaf for leaf in leaves if leaf.requires_grad])
-    return loss.detach()
-
-
-def true_loss(x: Inputs) -> float:
-    wide = [tensor.detach().double() for tensor in (x.hidden, x.head)]
-    wide += [x.teacher_hidden.double(), x.teacher_head.double()]
-    with torch.no_grad():
-        return fused_linear_divergence(*wide, backend="torch").loss.item()
-
-
-def take_turns(
-    runs: dict[str, Callable[[], Tensor | None]], turns: int
-) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of each turn, and the loss, of each candidate; a first turn is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    losses = {}
-    for turn in range(turns + 1):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            loss = run()
-            if turn:
-                seconds[name].append(time.perf_counter() - started)
-            if loss is not None:
-                losses[name] = loss.item()
-    return seconds, losses
-
-
-def report(label: str, seconds: dict[str, list[float]], losses: dict[str, float], truth: float):
-    print(f"\n{label}: milliseconds, ratio to the floor (median [range]), loss against {truth:.6f}")
-    for name, times in seconds.items():
-        over = sorted(t / f for t, f in zip(times, seconds["floor"], strict=True))
-        spread = f"{statistics.median(over):5.2f} [{over[0]:.2f}-{over[-1]:.2f}]"
-        error = f"{losses[name]:.6f} ({losses[name] / truth - 1:+.1e})" if name in losses else ""
-        if name == "ours shared":
-            error = ""  # another teacher
-        print(f"  {name:14} {1e3 * statistics.median(times):8.0f}  {spread:22} {error}")
-
-
-def ratio(seconds: dict[str, list[float]], over: str, under: str) -> float:
-    pairs = zip(seconds[over], seconds[under], strict=True)
-    return statistics.median(a / b for a, b in pairs)
+def clocked(run: Run) -> tuple[float, Tensor | None]:
+    started = time.perf_counter()
+    loss = run()
+    return time.perf_counter() - started, loss
 
 
 def targets(dtype: str, tokens: int, seconds: dict[str, list[float]]) -> list[str]:
@@ -182,9 +61,24 @@ def targets(dtype: str, tokens: int, seconds: dict[str, list[float]]) -> list[st
     return [f"  {dtype} N={tokens} {line}" for line in lines]
 
 
-def verdict(what: str, value: float, limit: float, sense: str) -> str:
-    good = value <= limit if sense == "<=" else value >= limit
-    return f"{what} {value:.2f}, target {sense} {limit:.2f}: {'pass' if good else 'MISS'}"
+def memory_targets(
+    added: dict[str, list[int]], tokens: list[int], hidden: int, vocabulary: int, dtype: str
+) -> list[str]:
+    """Two chunks of logits and the sum of the head's gradient, whatever the number of tokens.
+
+    added: of each candidate the peak in bytes at each of `tokens`.
+    """
+    if "ours" not in added:
+        return []
+    chunk = vocabulary * 4 * min(tokens[-1], CHUNK_BYTES["cpu"] // (vocabulary * 4))
+    sums = vocabulary * hidden * 4 if dtype == "bf16" else 0  # the head's gradient in float32
+    limit = (2 * chunk + sums) / MIB
+    lines = []
+    for count, peak in zip(tokens, added["ours"], strict=True):
+        gradients = (count + vocabulary) * hidden * DTYPES[dtype].itemsize
+        line = verdict("MiB beyond gradients", (peak - gradients) / MIB, limit * 1.1, "<=")
+        lines.append(f"  {dtype} N={count} {line}")
+    return lines
 
 
 def status(field: str) -> int:
@@ -207,33 +101,36 @@ def print_peak(name: str, sizes: tuple[int, int, int], dtype: torch.dtype) -> No
     print(status("VmHWM") - before)
 
 
-def peaks(names: list[str], sizes: tuple[int, int, int], dtype: str) -> None:
-    tokens, hidden, vocabulary = sizes
+def peaks(
+    names: list[str], tokens: list[int], hidden: int, vocabulary: int, dtype: str
+) -> dict[str, list[int]]:
     width = DTYPES[dtype].itemsize
-    gradients = (tokens + vocabulary) * hidden * width
-    print(
-        f"\npeak memory beyond inputs, {dtype} N={tokens}: MiB (gradients {gradients / MIB:.0f}, "
-        f"one model's logits in fp32 {tokens * vocabulary * 4 / MIB:.0f})"
-    )
+    print(f"\npeak memory beyond inputs, {dtype}, N={' and '.join(map(str, tokens))}: MiB")
+    for label, sizes in (
+        ("(gradients)", [(n + vocabulary) * hidden * width for n in tokens]),
+        ("(fp32 logits)", [n * vocabulary * 4 for n in tokens]),
+    ):
+        print(f"  {label:14} " + " ".join(f"{size / MIB:8.0f}" for size in sizes))
+    found = {}
     for name in names:
-        command = [sys.executable, __file__, "--peak", name, dtype, *map(str, sizes)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        print(f"  {name:14} {int(done.stdout.split()[-1]) / MIB:8.0f}")
+        found[name] = []
+        for count in tokens:
+            sizes = map(str, (count, hidden, vocabulary))
+            command = [sys.executable, __file__, "--peak", name, dtype, *sizes]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found[name].append(int(done.stdout.split()[-1]))
+        print(f"  {name:14} " + " ".join(f"{size / MIB:8.0f}" for size in found[name]))
+    return found
 
 
 def machine() -> str:
-    names = ("torch", "trl", "liger-kernel")
-    found = []
-    for name in names:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            found.append(f"no {name}")
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
-    return f"{date.today()}, {model}, {threads} threads, load {load:.1f}, " + ", ".join(
-        [*found, f"Python {platform.python_version()}"]
+    found = versions("torch", "trl", "liger-kernel")
+    return (
+        f"{date.today()}, {model}, {threads} threads, load {load:.1f}, {found}, "
+        f"Python {platform.python_version()}"
     )
 
 
@@ -247,6 +144,7 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--peak", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     if args.peak:
         name, dtype, *sizes = args.peak
         print_peak(name, (int(sizes[0]), int(sizes[1]), int(sizes[2])), DTYPES[dtype])
@@ -259,13 +157,19 @@ def main() -> None:
         for count in tokens:
             x = make_inputs(count, hidden, vocabulary, DTYPES[dtype])
             runs = {n: run for n, run in candidates(x).items() if n not in args.without}
-            seconds, losses = take_turns(runs, 1 if args.quick else args.turns)
-            report(f"{dtype} N={count}", seconds, losses, true_loss(x))
-            lines += targets(dtype, count, seconds)
             names = [name for name in runs if not name.startswith("floor")]
+            truth = true_loss(x)
+            seconds, losses = take_turns(runs, 1 if args.quick else args.turns, clocked)
+            title = "milliseconds, ratio to the floor (median [range]), loss against"
+            print(f"\n{dtype} N={count}: {title} {truth:.6f}")
+            for name in runs:
+                print(row(name, seconds, losses, truth), flush=True)
+            lines += targets(dtype, count, seconds)
     if not args.no_memory:
-        for count in (tokens[0], tokens[-1]):
-            peaks(names, (count, hidden, vocabulary), args.dtypes[0])
+        ends, dtype = [tokens[0], tokens[-1]], args.dtypes[0]
+        added = peaks(names, ends, hidden, vocabulary, dtype)
+        if not args.quick:
+            lines += memory_targets(added, ends, hidden, vocabulary, dtype)
     print("\ntargets\n" + "\n".join(lines))
 
 

@@ -23,7 +23,8 @@ from typing import Any
 PROMPTS_PER_ROUND = 64
 HELDOUT = 100
 SAMPLES_PER_PROMPT = 8
-MAX_KEPT_PER_PROMPT = 4
+MAX_KEPT_PER_PROMPT = 8
+LEARNING_RATE, DECAY = 3e-5, 0.7
 MAX_NEW_TOKENS = 64
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
@@ -58,14 +59,13 @@ def reward(completion: str, answer: str) -> float:
 
 
 def keep(samples: list[Row], seed: int) -> list[Row]:
-    """Finished, correct, different samples, a random few of each prompt."""
+    """Finished, correct samples, a random few of each prompt."""
     chosen = random.Random(seed)
     kept = []
     for question in dict.fromkeys(s["question"] for s in samples):
         right = [s for s in samples if s["question"] == question and s["reward"] == 1]
         right = [s for s in right if s["finished"]]
-        different = list({s["completion"].strip(): s for s in right}.values())
-        kept += chosen.sample(different, min(MAX_KEPT_PER_PROMPT, len(different)))
+        kept += chosen.sample(right, min(MAX_KEPT_PER_PROMPT, len(right)))
     return kept
 
 
@@ -138,11 +138,11 @@ def train(model: str, round: int, seed: int, out: Path) -> Row:
     ]
     settings = SFTConfig(
         output_dir=str(out / "trainer"),
-        learning_rate=2e-5,
+        learning_rate=LEARNING_RATE * DECAY**round,
         num_train_epochs=2,
         per_device_train_batch_size=16,
         lr_scheduler_type="linear",
-        warmup_steps=0.05,
+        warmup_steps=0,
         bf16=True,
         use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=False,  # the model is small: recomputing would only cost time

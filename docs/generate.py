@@ -1,5 +1,6 @@
-"""Writes docs/config.md from the models that read a config: `python docs/generate.py`."""
+"""Writes config.md and judge-options.md from what reads them: `python docs/generate.py`."""
 
+import re
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -7,8 +8,11 @@ from pydantic.fields import FieldInfo
 
 from selfkd.config import Config
 from selfkd.describe import type_name
+from selfkd.judging import options_model
+from selfkd.options import Options
+from selfkd.plugins import find_judge, list_plugins
 
-TARGET = Path(__file__).with_name("config.md")
+FOLDER = Path(__file__).parent
 
 HEAD = """\
 # Every key of a config
@@ -24,14 +28,55 @@ override, to the working directory. `prompts`, `judge`, `gold_judge` and `cluste
 string: `prompts: my.jsonl`, `judge: my_judge.py:score`, `cluster: auto`.
 
 On resume only keys may change that say how a run is carried out and not what it computes:
-`rounds`, `judging.*`, `cluster.*`, `keep_policies.*`, and of `engine` `max_num_seqs`,
-`kv_cache_gib`, `sync`, `residency`, `max_restarts` and `start_timeout`. For anything else there is
+`rounds`, `report_to`, `alarms.*`, `controls.action`, `cluster.*`, `keep_policies.*`, `judging.*`
+but for `anchors`, of `engine` `max_num_seqs`, `kv_cache_gib`, `gpu_memory`, `replicas`,
+`tensor_parallel_size`, `sync`, `residency`, `max_restarts` and `start_timeout`, and of a judge what
+is no part of its identity, such as the budget of `teacher`. For anything else there is
 `selfkd fork`.
 """
 
+JUDGES_HEAD = """\
+# Every option of the judges that ship
+
+<!-- Written by docs/generate.py from the judges; edit their docstrings instead. -->
+
+What they do, and how to write one's own, is in [judges.md](judges.md).
+"""
+
+
+def pages() -> dict[str, str]:
+    """File name -> content."""
+    return {"config.md": render(), "judge-options.md": render_judges()}
+
+
+def render_judges() -> str:
+    """A section for each judge, with its options."""
+    lines = [JUDGES_HEAD]
+    for name, purpose, source in list_plugins("judge"):
+        if Path(source).suffix == ".py":
+            lines += [f"## `{name}`", "", purpose, "", *_judge_table(name), ""]
+    return "\n".join(lines)
+
+
+def _judge_table(name: str) -> list[str]:
+    options = options_model(find_judge(name)).model_fields
+    rows = [_option(key, field) for key, field in options.items()]
+    return (
+        ["| option | type | default | meaning |", "|---|---|---|---|", *rows]
+        if rows
+        else ["No options."]
+    )
+
+
+def _option(name: str, field: FieldInfo) -> str:
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Options):
+        keys = ", ".join(field.annotation.model_fields)
+        return f"| `{name}` | mapping | none | {_meaning(field)} Keys: {keys}. |"
+    return _row(name, field)
+
 
 def render() -> str:
-    """The page."""
+    """The page of a config's keys."""
     lines = [HEAD, "## Top level", "", *_table(Config)]
     for name, field in Config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -55,14 +100,24 @@ def _row(name: str, field: FieldInfo) -> str:
     nested = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
     default = "below" if nested else "required" if field.is_required() else f"`{_default(field)}`"
     kind = "section" if nested else f"`{type_name(field.annotation)}`"
-    meaning = " ".join((field.description or "").split())
-    return f"| `{name}` | {kind} | {default} | {meaning} |"
+    return f"| `{name}` | {kind} | {default} | {_meaning(field)} |"
+
+
+def _meaning(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split()).replace("|", "\\|")
 
 
 def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
+    if isinstance(value, re.Pattern):
+        value = value.pattern.replace("|", "\\|")
+    if isinstance(value, str) and ("\n" in value or len(value) > 60):
+        return "its own"
+    if value == "":
+        return "none"
     return {None: "none", (): "[]"}.get(value, str(value)) if not isinstance(value, dict) else "{}"
 
 
 if __name__ == "__main__":
-    TARGET.write_text(render(), encoding="utf-8")
+    for page, text in pages().items():
+        (FOLDER / page).write_text(text, encoding="utf-8")

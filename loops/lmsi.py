@@ -8,11 +8,11 @@ examples and question -> path; examples without their working and question -> an
 step-by-step cue -> path; question -> answer. Training starts from the base model.
 
 Greedy accuracy after training can hardly pass the accuracy of the vote before it: the vote is all
-that is learnt. Where the vote is mostly wrong, the policy becomes sure of what is wrong.
+that is learnt. Where the vote is mostly wrong, the policy becomes sure of what is wrong. The vote
+is the judge `majority`; `gold_judge` only measures.
 
 Departures: the paper does one round; `rounds` may be more. The two answer-only formats have one row
-a question, where the paper has one a path. The label comes from the answers that the judge reads
-out of the completions; its rewards, if it compares with references, are measured and never used.
+a question, where the paper has one a path.
 """
 
 from typing import Literal
@@ -25,11 +25,11 @@ from selfkd import (
     Mixture,
     Run,
     affix,
+    correct,
     everything,
     fewshot,
     finished,
     loop,
-    majority,
     plain,
 )
 
@@ -43,8 +43,6 @@ class LMSIOptions(LoopOptions):
     """Policies to train, one a round."""
     samples_per_prompt: int = Field(32, ge=1)
     """Paths drawn for each question."""
-    min_share: float = Field(0.0, ge=0, le=1)
-    """Least share of the votes that makes an answer the label; the paper: 0."""
     formats: tuple[Format, ...] = ("shots", "direct_shots", "cue", "direct")
     """Under which views paths (shots, cue) and bare answers (direct_shots, direct) are learnt."""
     cue: str = "\nLet's think step by step."
@@ -74,8 +72,9 @@ def lmsi(run: Run, options: LMSIOptions) -> None:
     }
     for round in run.rounds(options.rounds):
         samples = round.generate(run.prompts, n=options.samples_per_prompt, view=sampled)
-        scored = round.judge(samples, run.judge)
-        paths = round.keep(scored, finished() | majority(options.min_share))
+        scored = round.judge(samples, run.blind_judge)
+        round.audit(samples, run.gold_judge)
+        paths = round.keep(scored, finished() | correct())
         parts = [SFT(paths, view=views[f]) for f in options.formats if f in ("shots", "cue")]
         if bare := [f for f in options.formats if f.startswith("direct")]:
             labels = {s.prompt.id: scored.verdicts[s.id].answer or "" for s, _ in paths.rows()}
@@ -86,4 +85,6 @@ def lmsi(run: Run, options: LMSIOptions) -> None:
         round.train(Mixture(*parts), start=options.start)
         round.evaluate(run.heldout, run.gold_judge)
     last = run.final_round()
-    last.judge(last.generate(run.prompts, n=options.samples_per_prompt, view=sampled), run.judge)
+    samples = last.generate(run.prompts, n=options.samples_per_prompt, view=sampled)
+    last.judge(samples, run.judge)
+    last.audit(samples, run.gold_judge)

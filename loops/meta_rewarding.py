@@ -10,16 +10,20 @@ two by two, in both orders, by the same policy, and from the wins, weighted agai
 a position, each judgement gets a strength; the strongest is preferred to the weakest. In the first
 `judge_rounds` both kinds of pairs are learnt, later only the actor's.
 
+The answers' scores are those of the judge `self_reward` (the paper: 11 draws); the meta-judge is
+part of the loop, for its correction of a preference for a position is over the whole round.
+
 Departures: the Elo ratings are Bradley-Terry strengths with half a game of prior. The seed judge
 (EFT) is that of `self_rewarding` with `seed_stage`: start from its policy. Judgements longer than
 the token limit are cut off and never chosen, where the paper drops long winners by a threshold.
 """
 
 from itertools import permutations
+from pathlib import Path
 
 from pydantic import Field
 
-from selfkd import DPO, Pairs, Round, Run, Samples, best_worst, judgements, length_controlled, loop
+from selfkd import DPO, Pairs, Round, Run, Scored, best_worst, judgements, length_controlled, loop
 from selfkd.loops.self_rewarding import SelfRewardingOptions, created, judged
 
 
@@ -28,34 +32,29 @@ class MetaRewardingOptions(SelfRewardingOptions):
 
     samples_per_prompt: int = Field(7, ge=2)
     """Answers to each prompt."""
-    judgements_per_sample: int = Field(11, ge=2)
-    """Judgements of each answer, averaged."""
     rho: float = Field(0.2, ge=0, lt=0.5)
     """How close to the best (worst) score counts as good (bad), in parts of their distance."""
     judge_rounds: int = Field(2, ge=0)
     """Rounds in which the judge learns as well."""
     compared: int = Field(3, ge=2)
     """Judgements of an answer that are compared, each with each in both orders."""
-    versus: str = judgements.VERSUS
-    """How two judgements are compared: {question}, {response}, {first} and {second}."""
-    winner_pattern: str = judgements.WINNER
+    versus: str = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").rstrip()
+    """How two judgements are compared: {question}, {response}, {first} and {second}, and {mark}."""
+    winner_pattern: str = r"Winner:\s*([AB])\s*$"
     """The last line that matches names the winner: its first group, A or B."""
 
 
-def judge_pairs(
-    round: Round, samples: Samples, drawn: Samples, options: MetaRewardingOptions
-) -> Pairs:
+def judge_pairs(round: Round, run: Run, scored: Scored, options: MetaRewardingOptions) -> Pairs:
     """The strongest judgement of a contested answer against the weakest."""
-    reader = judgements.read(options.score_pattern)
-    contests = judgements.contested(samples.rows, drawn.rows, reader, options.compared)
+    read, drawn = judgements.reader(run.judge), scored.judgements
+    contests = judgements.contested(scored.samples.rows, drawn.rows, read, options.compared)
     asked = judgements.ask_which(
         [(s, a, b) for s, found in contests for a, b in permutations(found, 2)], options.versus
     )
-    read = judgements.read(options.winner_pattern)
     compared = round.generate(asked, n=1, label="comparisons")
-    winners = {s.prompt.id: read(s) for s in compared.rows}
-    scored = round.score(drawn, judgements.strengths(contests, winners), judge="meta")
-    return round.pair(scored, rule=best_worst())
+    winners = judgements.winners_of(compared.rows, options.winner_pattern)
+    rated = round.score(drawn, judgements.strengths(contests, winners), judge="meta")
+    return round.pair(rated, rule=best_worst())
 
 
 @loop("meta_rewarding", paper="arXiv:2407.19594")
@@ -63,11 +62,11 @@ def meta_rewarding(run: Run, options: MetaRewardingOptions) -> None:
     made = []
     for round in run.rounds(options.rounds):
         samples = round.generate(created(round, run, made, options), n=options.samples_per_prompt)
-        drawn, scored = judged(round, samples, options)
+        scored = judged(round, run, samples, options)
         pairs = [round.pair(scored, rule=length_controlled(options.rho))]
         if round.number < options.judge_rounds:
-            pairs.append(judge_pairs(round, samples, drawn, options))
+            pairs.append(judge_pairs(round, run, scored, options))
         round.train(DPO(*pairs, beta=options.beta, alpha=options.alpha), start="previous")
         round.evaluate(run.heldout, run.gold_judge)
     last = run.final_round()
-    judged(last, last.generate(run.prompts, n=options.samples_per_prompt), options)
+    judged(last, run, last.generate(run.prompts, n=options.samples_per_prompt), options)

@@ -11,7 +11,9 @@ stops rising; here the gate of the run decides that.
 
 Departures: the paper samples with top-k 40 at T 0.7 under a few-shot prompt; that is config
 (`sampling`, `shots`). Learning rate and batch size are not reported there. `start: previous` goes
-on from the last policy instead, which the paper found no worse in domain, and worse in transfer.
+on from the last policy instead, which the paper found no worse in domain, and worse in transfer;
+`learning_rate_decay` then lets the rounds settle, as in ReST. `distinct: false` counts an answer as
+often as it was given.
 """
 
 from typing import Literal
@@ -28,8 +30,13 @@ class RestEMOptions(LoopOptions):
     """Completions drawn for each prompt."""
     max_kept_per_prompt: int = Field(4, ge=1)
     """Most correct completions of a prompt that are learnt from."""
+    distinct: bool = True
+    """Take equal completions of a prompt once. With answers of a few tokens this favours wordy
+    ways to say them over sure ones, since those rarely repeat."""
     start: Literal["base", "previous"] = "base"
     """What each round fine-tunes."""
+    learning_rate_decay: float = Field(1.0, gt=0, le=1)
+    """Factor on the learning rate from round to round."""
     shots: tuple[tuple[str, str], ...] = ()
     """Worked examples (question, answer) shown while sampling, never trained on."""
 
@@ -37,11 +44,13 @@ class RestEMOptions(LoopOptions):
 @loop("rest_em", paper="arXiv:2312.06585")
 def rest_em(run: Run, options: RestEMOptions) -> None:
     view = fewshot(options.shots)
-    rule = finished() | correct() | unique() | at_most(options.max_kept_per_prompt)
+    right = finished() | correct() | unique() if options.distinct else finished() | correct()
+    rule = right | at_most(options.max_kept_per_prompt)
     for round in run.rounds(options.rounds):
         samples = round.generate(run.prompts, n=options.samples_per_prompt, view=view)  # E-step
         kept = round.keep(round.judge(samples, run.judge), rule)
-        round.train(SFT(kept), start=options.start)  # M-step
+        rate = run.config.train.learning_rate * options.learning_rate_decay**round.number
+        round.train(SFT(kept), start=options.start, learning_rate=rate)  # M-step
         round.evaluate(run.heldout, run.gold_judge)
     last = run.final_round()
     last.judge(last.generate(run.prompts, n=options.samples_per_prompt, view=view), run.judge)

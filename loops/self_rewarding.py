@@ -5,12 +5,14 @@ Yuan et al. 2024, "Self-Rewarding Language Models", arXiv:2401.10020.
 Seed stage (round 0): fine-tune on given answers (IFT), and on judgements in the judge's form (EFT):
 those of the base that agree with the truth, no score prevailing. Then each round: make up
 instructions from examples, drop what resembles an earlier one; answer each N times; judge each
-answer several times with the same policy on an additive 5-point scale and average; pair best and
-worst, no ties; DPO from the last policy, which is also the reference.
+answer several times with the same policy on an additive 5-point scale and average (the judge
+`self_reward`); pair best and worst, no ties; DPO from the last policy, which is also the reference.
 
 Departures: the truth behind EFT is `gold_judge` (right or wrong) where the paper has human
 rankings. The policy makes its instructions itself; in the paper's main run a larger chat model
-does. `run.judge` only measures, beside the policy's own rewards (label `audit`).
+does. Any judge that needs no reference may take the place of `self_reward`, but only that one has
+judgements for the seed stage. `gold_judge` also looks at what the policy judged (label `audit`), at
+answers to held-out prompts where made-up ones have no reference; nothing is learnt from that.
 """
 
 from pydantic import Field
@@ -41,12 +43,6 @@ class SelfRewardingOptions(LoopOptions):
 
     samples_per_prompt: int = Field(4, ge=2)
     """Answers to each prompt."""
-    judgements_per_sample: int = Field(3, ge=1)
-    """Judgements of each answer, averaged."""
-    rubric: str = judgements.RUBRIC
-    """How a judgement is asked for; {question} and {response} are filled in, and {mark}."""
-    score_pattern: str = judgements.SCORE
-    """The last line that matches is the score: its first group, a number."""
     pass_score: float = 3.0
     """Seed stage: a judgement agrees with the truth if right answers get this much, others less."""
     beta: float = Field(0.1, gt=0)
@@ -59,16 +55,20 @@ class SelfRewardingOptions(LoopOptions):
     """A new instruction with this ROUGE-L to an earlier one is dropped."""
     seed_stage: bool = False
     """Spend round 0 on IFT and EFT."""
+    probes: int = Field(1, ge=1)
+    """Answers to each held-out prompt that judge and gold score, where prompts are made up."""
     completion: str = "{answer}"
     """Seed stage: the given answer, with columns of the prompt filled in."""
 
 
-def judged(round: Round, samples: Samples, options: SelfRewardingOptions) -> tuple[Samples, Scored]:
-    """The policy's judgements of its samples, and the samples with their mean scores."""
-    asked = judgements.ask(samples.rows, options.rubric)
-    drawn = round.generate(asked, n=options.judgements_per_sample, label="judgements")
-    rewards = judgements.scores(drawn.rows, judgements.read(options.score_pattern))
-    return drawn, round.score(samples, rewards, judge="self")
+def judged(round: Round, run: Run, samples: Samples, options: SelfRewardingOptions) -> Scored:
+    """The policy's verdicts on its samples, with gold's beside them where that is possible."""
+    scored = round.judge(samples, run.blind_judge)
+    if not round.audit(samples, run.gold_judge) and run.gold_judge and run.heldout:
+        probe = round.generate(run.heldout, n=options.probes, label="probe")
+        round.judge(probe, run.judge)
+        round.audit(probe, run.gold_judge)
+    return scored
 
 
 def created(
@@ -88,15 +88,16 @@ def created(
 
 def seed(round: Round, run: Run, options: SelfRewardingOptions) -> None:
     """Round 0: learn given answers, and judgements that agree with the truth."""
+    read = judgements.reader(run.blind_judge)
     samples = round.generate(run.prompts, n=options.samples_per_prompt)
-    drawn, _ = judged(round, samples, options)
+    written = round.judge(samples, run.judge)
+    truth = round.audit(samples, run.gold_judge)
     texts = {p.id: from_columns(options.completion)(p) for p in samples.prompts}
     learnt = [round.keep(round.demonstrate(samples.prompts, texts, label="given"), everything())]
-    if run.gold_judge:
-        truth = round.judge(samples, run.gold_judge, label="audit").verdicts
-        reader = judgements.read(options.score_pattern)
-        agrees, read = judgements.agreement(drawn.rows, reader, truth, options.pass_score)
-        scored = round.score(drawn, agrees, judge="agreement", answers=read)
+    if truth:
+        drawn = written.judgements
+        agrees, told = judgements.agreement(drawn.rows, read, truth.verdicts, options.pass_score)
+        scored = round.score(drawn, agrees, judge="agreement", answers=told)
         learnt.append(round.keep(scored, finished() | correct() | balanced()))
     round.train(SFT(*learnt), start="base")
 
@@ -110,11 +111,9 @@ def self_rewarding(run: Run, options: SelfRewardingOptions) -> None:
         else:
             prompts = created(round, run, made, options)
             samples = round.generate(prompts, n=options.samples_per_prompt)
-            _, scored = judged(round, samples, options)
-            if not options.created_per_round:
-                round.judge(samples, run.judge, label="audit")
+            scored = judged(round, run, samples, options)
             pairs = round.pair(scored, rule=best_worst())
             round.train(DPO(pairs, beta=options.beta, alpha=options.alpha), start="previous")
         round.evaluate(run.heldout, run.gold_judge)
     final = run.final_round()
-    judged(final, final.generate(run.prompts, n=options.samples_per_prompt), options)
+    judged(final, run, final.generate(run.prompts, n=options.samples_per_prompt), options)

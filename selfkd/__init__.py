@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selfkd.config import LoopOptions
+    from selfkd.distillation import GKD
     from selfkd.judging import JudgeOptions
     from selfkd.objectives import DPO, KTO, SFT, Mixture
     from selfkd.pairs import (
@@ -25,21 +26,24 @@ if TYPE_CHECKING:
         above,
         at_most,
         balanced,
+        below,
         correct,
         everything,
         finished,
-        majority,
         top,
         unique,
     )
     from selfkd.run import Run
+    from selfkd.segments import Segment
     from selfkd.tables import Pairs, Samples, Scored
-    from selfkd.views import affix, fewshot, from_columns, hint, plain, system
+    from selfkd.views import affix, context, fewshot, from_columns, hint, plain, principles, system
+    from selfkd.weights import by_advantage, by_reward, by_shortfall
 
     __version__: str
 
 __all__ = [
     "DPO",
+    "GKD",
     "KTO",
     "SFT",
     "JudgeOptions",
@@ -52,6 +56,7 @@ __all__ = [
     "Sample",
     "Samples",
     "Scored",
+    "Segment",
     "Verdict",
     "__version__",
     "above",
@@ -59,7 +64,12 @@ __all__ = [
     "all_above",
     "at_most",
     "balanced",
+    "below",
     "best_worst",
+    "by_advantage",
+    "by_reward",
+    "by_shortfall",
+    "context",
     "correct",
     "everything",
     "fewshot",
@@ -71,8 +81,8 @@ __all__ = [
     "k_zip",
     "length_controlled",
     "loop",
-    "majority",
     "plain",
+    "principles",
     "right_wrong",
     "system",
     "top",
@@ -81,6 +91,7 @@ __all__ = [
 
 _HOMES = {
     "selfkd.config": ("LoopOptions",),
+    "selfkd.distillation": ("GKD",),
     "selfkd.judging": ("JudgeOptions",),
     "selfkd.objectives": ("DPO", "KTO", "SFT", "Mixture"),
     "selfkd.pairs": (
@@ -98,16 +109,27 @@ _HOMES = {
         "above",
         "at_most",
         "balanced",
+        "below",
         "correct",
         "everything",
         "finished",
-        "majority",
         "top",
         "unique",
     ),
     "selfkd.run": ("Run",),
+    "selfkd.segments": ("Segment",),
     "selfkd.tables": ("Pairs", "Samples", "Scored"),
-    "selfkd.views": ("affix", "fewshot", "from_columns", "hint", "plain", "system"),
+    "selfkd.views": (
+        "affix",
+        "context",
+        "fewshot",
+        "from_columns",
+        "hint",
+        "plain",
+        "principles",
+        "system",
+    ),
+    "selfkd.weights": ("by_advantage", "by_reward", "by_shortfall"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -3,10 +3,10 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from selfkd.chat import load_tokenizer
-from selfkd.cluster import Cluster
+from selfkd.cluster import ANYWHERE, Cluster, Place
 from selfkd.config import Config, Resolved
 from selfkd.errors import UsageError
 from selfkd.hardware import compute_dtype, has_gpu, installed
@@ -15,7 +15,8 @@ from selfkd.memory import Footprint, context_length, footprint
 from selfkd.models import check_model_dir, resolve_model
 from selfkd.progress import Reporter
 from selfkd.prompts import PromptSource, open_prompts, require_answers
-from selfkd.run import Run, Setting
+from selfkd.run import Run
+from selfkd.setting import Setting
 
 
 @contextlib.contextmanager
@@ -37,8 +38,15 @@ def assemble(
     kind, said = engine_kind(config.engine.kind)
     plan = plan_memory(config, model_path)
     plan.check()
+    check_judges(resolved)
     swap = residency(config, plan) == "swap"
-    announce(path, resolved, reporter, ledger, kind)
+    if swap and config.engine.overlap:
+        raise UsageError(
+            f"sampler and trainer cannot work at once: they take turns in {plan.total:.1f} GiB",
+            where="engine.overlap",
+            remedy="set engine.residency=both if there is memory enough, or engine.overlap=false",
+        )
+    announce(path, resolved, reporter, ledger, f"{kind} {compute_dtype(config.engine.dtype)}")
     for text in (said, *notes(resolved, source, plan, swap)):
         if text:
             reporter.event("message", text=text)
@@ -48,11 +56,36 @@ def assemble(
         engine=kind,
         swap=swap,
         context=min(config.engine.max_model_len, context_length(model_path)),
-        sampler_gpus=gpu_share(config.cluster.sampler_gpus),
-        trainer_gpus=gpu_share(config.cluster.trainer_gpus),
+        sampler=sampler_place(config),
+        trainer=Place(gpu_share(config.cluster.trainer_gpus), config.cluster.trainer_cpus),
     )
     with Cluster(config.cluster.address, timeout=config.cluster.timeout) as cluster:
         run = Run(resolved, ledger, cluster, setting, source, reporter, check_stop)
+        try:
+            yield run
+        finally:
+            run.close()
+
+
+@contextlib.contextmanager
+def assemble_record(
+    path: Path,
+    resolved: Resolved,
+    ledger: Ledger,
+    reporter: Reporter,
+    check_stop: Callable[[], None],
+    *,
+    judging: bool,
+) -> Iterator[Run]:
+    """A run that samples and trains nothing: neither model nor prompts are opened, and without
+    `judging` no process is started."""
+    config = resolved.config
+    announce(path, resolved, reporter, ledger, "no engine")
+    setting = Setting(Path(config.model), None, "transformers", False, 0, ANYWHERE, ANYWHERE)
+    prompts: Any = None
+    cluster = Cluster(config.cluster.address, timeout=config.cluster.timeout)
+    with cluster if judging else contextlib.nullcontext():
+        run = Run(resolved, ledger, cluster, setting, prompts, reporter, check_stop)
         try:
             yield run
         finally:
@@ -64,10 +97,17 @@ def open_run_prompts(resolved: Resolved, *, skip_bad: bool) -> PromptSource:
     config = resolved.config
     source = open_prompts(config.prompts, seed=config.seed, base=Path.cwd(), skip_bad=skip_bad)
     if resolved.judge.needs_answer:
-        require_answers(source.train(0), resolved.judge.name)
+        require_answers(source.known(), resolved.judge.name)
     if resolved.gold_judge and resolved.gold_judge.needs_answer:
         require_answers(source.heldout(), resolved.gold_judge.name)
     return source
+
+
+def check_judges(resolved: Resolved) -> None:
+    """UsageError where a judge lacks something here; on a cluster it says so where it starts."""
+    for judge in (resolved.judge, resolved.gold_judge):
+        if judge and resolved.config.cluster.address == "local":
+            judge.check_ready()
 
 
 def engine_kind(
@@ -113,6 +153,15 @@ def gpu_share(asked: float | None) -> float:
     return 0.5 if has_gpu() else 0
 
 
+def sampler_place(config: Config) -> Place:
+    """What each sampler reserves. Several need something to be spread by: a CPU each, if no GPU."""
+    parallel = config.engine.tensor_parallel_size
+    asked = config.cluster.sampler_gpus
+    gpus = float(parallel) if asked is None and parallel > 1 else gpu_share(asked)
+    cpus = config.cluster.sampler_cpus
+    return Place(gpus, cpus or float(config.engine.replicas > 1 and not gpus))
+
+
 def announce(
     path: Path, resolved: Resolved, reporter: Reporter, ledger: Ledger, engine: str
 ) -> None:
@@ -125,7 +174,7 @@ def announce(
         "model": Path(config.model).name,
         "judge": resolved.judge.name,
         "rounds": resolved.options.rounds,
-        "engine": f"{engine} {compute_dtype(config.engine.dtype)}",
+        "engine": engine,
         "resumed": resumed,
     }
     ledger.event("run_started", **facts)

@@ -1,6 +1,7 @@
 """Chat messages to tokens: the one place where sampler and trainer get their prompts from."""
 
 import re
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,10 @@ PLAIN = (
     "{% if m.role == 'user' %}{{ '\n' }}{% else %}{{ '\n\n' }}{% endif %}{% endfor %}"
 )
 """Template without roles: a line break ends a question, a blank line ends an answer."""
+
+
+_tokenizing = threading.Lock()
+"""A tokenizer's settings are its own state, and threads that generate and judge share it."""
 
 
 def load_tokenizer(path: str | Path, chat_template: str | None = None) -> Any:
@@ -33,22 +38,74 @@ def load_tokenizer(path: str | Path, chat_template: str | None = None) -> Any:
     return tokenizer
 
 
-def render(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Tokens of `messages` with the generation prompt added, ready to be completed.
+def same_tokenizer(tokenizer: Any, path: Path) -> None:
+    """Raise UsageError unless the model in `path` has the tokens of `tokenizer`, by the same ids.
+
+    Templates may differ: prompts are always rendered with `tokenizer`.
+    """
+    from transformers import AutoTokenizer
+
+    other: Any = AutoTokenizer.from_pretrained(str(path))
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    if ours == theirs and tokenizer.eos_token_id == other.eos_token_id:
+        return
+    differing = sorted(t for t in {*ours, *theirs} if ours.get(t) != theirs.get(t))
+    what = (
+        f"{len(differing)} tokens differ, such as {differing[0]!r}"
+        if differing
+        else (f"its end-of-sequence token is {other.eos_token!r}, ours {tokenizer.eos_token!r}")
+    )
+    raise UsageError(
+        f"the teacher has another tokenizer ({what})",
+        where=str(path),
+        remedy="a teacher must predict the student's tokens: take one of the same family",
+    )
+
+
+def render(tokenizer: Any, messages: Sequence[Message], *, to_complete: bool = True) -> list[int]:
+    """Tokens of `messages`, with the generation prompt added where they are to be completed.
 
     Contents are data: the text of a special token in one is tokenised as ordinary text, so nobody
     opens or closes a turn from inside a message. Raises DataError where the tokenizer has no
     template or its template refuses the messages.
     """
-    messages = [{key: _encodable(text) for key, text in m.items()} for m in messages]
-    special, ids = _special_tokens(tokenizer, len(tokenizer))
-    if any(special.search(text) for m in messages for text in m.values()):
-        return _render_guarded(tokenizer, messages, special, ids)
-    return tokenizer(_fill_template(tokenizer, messages), add_special_tokens=False)["input_ids"]
+    return render_all(tokenizer, [messages], to_complete=to_complete)[0]
+
+
+def render_all(
+    tokenizer: Any, conversations: Sequence[Sequence[Message]], *, to_complete: bool = True
+) -> list[list[int]]:
+    """`render` of each conversation; many at once are several times as fast."""
+    found: list[list[int]] = [[]] * len(conversations)
+    plain: list[int] = []
+    filled: list[str] = []
+    with _tokenizing:
+        special, ids = _special_tokens(tokenizer, len(tokenizer))
+        for i, conversation in enumerate(conversations):
+            messages = [{key: _encodable(text) for key, text in m.items()} for m in conversation]
+            if any(special.search(text) for m in messages for text in m.values()):
+                found[i] = _render_guarded(tokenizer, messages, special, ids, to_complete)
+            else:
+                plain.append(i)
+                filled.append(_fill_template(tokenizer, messages, to_complete))
+        encoded = tokenizer(filled, add_special_tokens=False)["input_ids"] if filled else []
+    for i, tokens in zip(plain, encoded, strict=True):
+        found[i] = tokens
+    return found
+
+
+def tokens_of(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a text that stands alone; the text of a special token is ordinary text."""
+    with _tokenizing:
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def _render_guarded(
-    tokenizer: Any, messages: Sequence[Message], special: re.Pattern[str], ids: frozenset[int]
+    tokenizer: Any,
+    messages: Sequence[Message],
+    special: re.Pattern[str],
+    ids: frozenset[int],
+    to_complete: bool,
 ) -> list[int]:
     # The template sees a stand-in for each special text. Once it is rendered the text comes back,
     # at a known place, and whatever special token the tokenizer finds there is spelt out instead.
@@ -61,7 +118,7 @@ def _render_guarded(
         return f"[{nonce}:{len(found) - 1}]"
 
     guarded = [{key: special.sub(stand_in, text) for key, text in m.items()} for m in messages]
-    pieces = re.split(rf"\[{nonce}:(\d+)\]", _fill_template(tokenizer, guarded))
+    pieces = re.split(rf"\[{nonce}:(\d+)\]", _fill_template(tokenizer, guarded, to_complete))
     for i in range(1, len(pieces), 2):
         pieces[i] = found[int(pieces[i])]
     data = b"".join((b"\1" if i % 2 else b"\0") * len(piece) for i, piece in enumerate(pieces))
@@ -86,7 +143,7 @@ def _spell_out(tokenizer: Any, text: str, data: bytes, special_ids: frozenset[in
     return tokens
 
 
-def _fill_template(tokenizer: Any, messages: Sequence[Message]) -> str:
+def _fill_template(tokenizer: Any, messages: Sequence[Message], to_complete: bool) -> str:
     from jinja2 import TemplateError
 
     if not tokenizer.chat_template:
@@ -96,7 +153,9 @@ def _fill_template(tokenizer: Any, messages: Sequence[Message]) -> str:
             remedy="set chat_template in the config: the path of a .jinja file, or `plain`",
         )
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=to_complete
+        )
     except TemplateError as error:
         roles = ", ".join(m["role"] for m in messages)
         raise DataError(

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from selfkd.errors import SelfkdError, Stopped, UsageError
-from selfkd.viewer.commands import Json, RunDir, RunsDir, add_commands, colour, find_run
+from selfkd.judgecommands import Events, SkipBad, add_judge_commands
+from selfkd.viewer.commands import Json, RunDir, RunsDir, add_commands, colour, find_run, resumable
 
 app = typer.Typer(
     add_completion=False,
@@ -17,14 +18,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Self-improvement rounds for language models, with the model as its own teacher.",
 )
-judge_app = typer.Typer(no_args_is_help=True, help="Try a judge outside a run.")
 model_app = typer.Typer(no_args_is_help=True, help="Models that selfkd can fetch by itself.")
-app.add_typer(judge_app, name="judge")
 app.add_typer(model_app, name="model")
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
-Events = Annotated[bool, typer.Option("--json", help="Print events, one JSON object a line.")]
-SkipBad = Annotated[bool, typer.Option(help="Count and skip broken prompt rows.")]
 Local = Annotated[
     bool, typer.Option("--local", help="Use this machine alone, ignoring RAY_ADDRESS.")
 ]
@@ -72,7 +69,7 @@ def run(
         resolved = resume_with(path, resolved)
     else:
         path = new_run(resolved, runs, name)
-    _execute(path, resolved, json_events, skip_bad)
+    execute_run(path, resolved, json_events, skip_bad)
 
 
 @app.command()
@@ -89,7 +86,7 @@ def resume(
 
     path = find_run(run, runs)
     changes = [*(overrides or []), *(["cluster.address=local"] if local else [])]
-    _execute(path, resume_run(path, changes), json_events, skip_bad)
+    execute_run(path, resume_run(path, changes), json_events, skip_bad)
 
 
 @app.command()
@@ -105,9 +102,10 @@ def fork(
     from selfkd.launch import fork_run, resume_run
 
     path = fork_run(find_run(run, runs), round, name, overrides or [])
-    _execute(path, resume_run(path), json_events, False)
+    execute_run(path, resume_run(path), json_events, False)
 
 
+add_judge_commands(app)
 add_commands(app)
 
 
@@ -120,6 +118,9 @@ def show(
     heldout: Annotated[
         bool, typer.Option("--heldout", help="The held-out answers instead.")
     ] = False,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="The controls planted for the judge instead.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, help="How many samples.")] = 10,
     runs: RunsDir = Path("runs"),
     as_json: Json = False,
@@ -130,7 +131,9 @@ def show(
     if kept and dropped:
         raise UsageError("--kept and --dropped exclude each other")
     which = True if kept else False if dropped else None
-    label = "heldout" if heldout else ""
+    if heldout and controls:
+        raise UsageError("--heldout and --controls exclude each other")
+    label = "heldout" if heldout else "controls" if controls else ""
     rows = show_samples(find_run(run, runs), round, kept=which, limit=limit, label=label)
     print(json.dumps(rows) if as_json else render_samples(rows))
 
@@ -158,21 +161,6 @@ def judges(name: Annotated[str | None, typer.Argument()] = None, as_json: Json =
     from selfkd.describe import describe_judge, describe_plugins
 
     print(describe_judge(name, as_json) if name else describe_plugins("judge", as_json))
-
-
-@judge_app.command("test")
-def judge_test(
-    judge: Annotated[str, typer.Argument(help="A name, or path.py:name.")],
-    samples: Annotated[Path, typer.Option(help="JSONL with prompt, completion and answer.")],
-    options: Annotated[list[str] | None, typer.Argument(metavar="[OPTION=VALUE]...")] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a sample may take.")] = 60.0,
-    as_json: Json = False,
-) -> None:
-    """Judge the samples of a file, as a run would."""
-    from selfkd.judgetest import render_verdicts, run_judge_test, spec_of
-
-    verdicts = run_judge_test(spec_of(judge, options or []), samples, timeout=timeout)
-    print(render_verdicts(verdicts, as_json))
 
 
 @model_app.command("pull")
@@ -211,27 +199,31 @@ def doctor(
         raise typer.Exit(5 if run is None else 4)
 
 
-def _execute(path: Path, resolved: Any, json_events: bool, skip_bad: bool) -> None:
+def execute_run(path: Path, resolved: Any, json_events: bool, skip_bad: bool = False) -> None:
+    """Carry a run out to its end, showing how it goes; an error says how to go on."""
     from selfkd.launch import execute
     from selfkd.progress import make_reporter
 
-    try:
-        with make_reporter(json_events) as reporter:
-            best = execute(path, resolved, reporter, skip_bad=skip_bad)
-    except SelfkdError as error:
-        if error.exit_code in (3, 4, 5):
-            error.resume = f"selfkd resume {path}"
-        raise
+    with resumable(path), make_reporter(json_events) as reporter:
+        best = execute(path, resolved, reporter, skip_bad=skip_bad)
     if not json_events:
         print(_closing(path, best))
 
 
 def _closing(path: Path, best: str) -> str:
+    from selfkd.launch import read_run
     from selfkd.ledger import policy_dir
     from selfkd.metrics import curves_document
     from selfkd.viewer.plots import terminal_curves
 
     drawn = terminal_curves([curves_document(path)], color=colour())
+    parent = read_run(path)[1].get("parent") or {}
+    if "again" in parent:
+        return (
+            f"{drawn}\n\nThe samples of {parent['run']}, judged again, are in {path}. Look closer "
+            f"with\n  selfkd compare {path.parent / parent['run']} {path}\n"
+            f"  selfkd show {path} --round 0"
+        )
     where = "nothing better than the base" if best == "base" else policy_dir(path, best)
     return (
         f"{drawn}\n\nThe run is in {path}; its best policy: {where}. Look closer with\n"

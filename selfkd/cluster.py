@@ -8,11 +8,27 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from selfkd.errors import InfrastructureError
+from selfkd.errors import InfrastructureError, UsageError
 from selfkd.hardware import available_gib, cores, memory_gib
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a process reserves of the cluster, and where."""
+
+    gpus: float = 0
+    cpus: float = 0
+    """None by default: sampler and trainer take turns, and each gets every core."""
+    group: Any = None
+    """A Ray placement group, one of whose bundles the process goes to."""
+    bundle: int = 0
+
+
+ANYWHERE = Place()
 
 Check = Callable[[], None]
 """Called while waiting; raises to give up (a stop was asked for)."""
@@ -61,6 +77,7 @@ class Cluster:
             options |= {"address": "local", "num_cpus": cores(), "include_dashboard": False}
             options["object_store_memory"] = 256 * 2**20
         else:
+            _refuse_client(self.address)
             options["address"] = self.address
             _check_reachable(self.address)
         _hush()
@@ -94,22 +111,57 @@ class Cluster:
         else:
             ray.shutdown()
 
-    def start(self, cls: type, *args: Any, gpus: float = 0, threads: int | None = None) -> Any:
+    def start(
+        self,
+        cls: type,
+        *args: Any,
+        place: Place = ANYWHERE,
+        threads: int | None = None,
+        concurrency: int = 1,
+    ) -> Any:
         """Start an actor of a plain class and return its handle; its constructor runs meanwhile.
 
-        Sampler and trainer take turns, so they reserve no logical CPU and each gets every core.
+        `concurrency`: how many of its methods may run at once, each in a thread of its own.
         """
         import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        self._check_gpus(cls, gpus)
+        self._check_gpus(cls, place.gpus)
         environment = {
             "OMP_NUM_THREADS": str(threads or cores()),
             "TOKENIZERS_PARALLELISM": "false",
         }
         remote = ray.remote(cls).options(
-            num_cpus=0, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": environment}
+            num_cpus=place.cpus,
+            num_gpus=place.gpus,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(place.group, place.bundle)
+            if place.group
+            else "DEFAULT",
+            max_restarts=0,
+            max_concurrency=concurrency,  # where it is 1, methods run in the main thread
+            runtime_env={"env_vars": environment},
         )
         return remote.remote(*args)
+
+    def reserve(self, place: Place, count: int, what: str) -> list[Place]:
+        """Reserve `place` that many times, all or none, on as many nodes as possible.
+
+        InfrastructureError where they do not fit into the cluster within its time-out.
+        """
+        import ray
+        from ray.util import placement_group, remove_placement_group
+
+        bundle = {name: n for name, n in (("CPU", place.cpus), ("GPU", place.gpus)) if n}
+        group = placement_group([bundle] * count, strategy="SPREAD")
+        if not group.wait(self.timeout):
+            remove_placement_group(group)
+            wanted = " and ".join(f"{n:g} {name}" for name, n in bundle.items())
+            raise InfrastructureError(
+                f"waited {self.timeout:.0f} s to place {count} {what} of {wanted} each",
+                where="cluster",
+                remedy=f"the cluster has {resources()} on {len(ray.nodes())} nodes; ask for less",
+            )
+        return [replace(place, group=group, bundle=i) for i in range(count)]
 
     def _check_gpus(self, cls: type, gpus: float) -> None:
         """Refuse what will never be placed; a cluster that was joined may still grow."""
@@ -197,7 +249,7 @@ def _ended_here() -> str:
     """Which of Ray's own processes that this one started has ended, if one has."""
     from ray._private import worker
 
-    node = worker._global_node
+    node: Any = worker._global_node
     dead = {str(kind) for kind, _ in node.dead_processes()} if node else set()
     return next((name for name in ("raylet", "gcs_server") if name in dead), "")
 
@@ -223,6 +275,16 @@ def _own_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, former)
+
+
+def _refuse_client(address: str) -> None:
+    """Ray's client cannot stream results out of an actor, nor see the files of this machine."""
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"cannot drive a run through Ray's client ({address})",
+            where="cluster.address",
+            remedy="run selfkd on a node of the cluster with cluster=auto, as by `ray job submit`",
+        )
 
 
 def _check_reachable(address: str, seconds: float = 10) -> None:

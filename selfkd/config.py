@@ -15,18 +15,25 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from selfkd.alarmconfig import AlarmConfig
+from selfkd.controls import ControlOptions
 from selfkd.errors import UsageError
-from selfkd.judging import JudgeSpec, resolve_judge
+from selfkd.judging import JudgeSpec, absolute_judge, resolve_judge
 from selfkd.options import Options
 from selfkd.plugins import LoopPlugin, absolute_spec, find_loop
+from selfkd.processes import ClusterConfig, EngineConfig, JudgingConfig
 from selfkd.prompts import PromptOptions
 from selfkd.retention import KeepOptions
 from selfkd.sampling.base import Sampling
+from selfkd.tracking import TrackerName
 from selfkd.training.base import TrainOptions
 from selfkd.yamlfile import Lines, read_yaml
 
 SHORTHAND = {"prompts": "source", "judge": "use", "gold_judge": "use", "cluster": "address"}
 """Sections that may be written as one string, and the key that the string stands for."""
+
+OWN_TEACHERS = ("base", "previous", "best", "live", "ema")
+"""Teachers that are the policy itself in some state; any other `teacher` of a loop is a model."""
 
 SECRET = re.compile(r"\b(sk-[A-Za-z0-9_-]{8,}|hf_[A-Za-z0-9]{16,})")
 
@@ -40,53 +47,6 @@ class LoopOptions(Options):
     def samples(self, prompts: int) -> int:
         """Samples of a round over so many prompts, for plans."""
         return prompts * getattr(self, "samples_per_prompt", 1)
-
-
-class EngineConfig(Options):
-    """The process that samples."""
-
-    kind: Literal["auto", "vllm", "transformers"] = "auto"
-    """auto takes vLLM where it is installed, else transformers (slower)."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto takes bfloat16 where the hardware multiplies it fast."""
-    max_model_len: int = Field(1024, ge=16)
-    """Longest prompt plus completion, in tokens."""
-    max_num_seqs: int = Field(256, ge=1)
-    """Sequences decoded at once."""
-    kv_cache_gib: float = Field(1.0, gt=0)
-    """Memory for attention keys and values on CPU, GiB."""
-    sync: Literal["reload", "restart"] = "reload"
-    """How new weights reach the engine: in place (then checked), or by a new process."""
-    residency: Literal["auto", "both", "swap"] = "auto"
-    """Sampler and trainer both in memory, or each giving way to the other; auto estimates."""
-    max_restarts: int = Field(2, ge=0)
-    """Deaths of the sampler in a row before the run gives up."""
-    start_timeout: float = Field(300.0, gt=0)
-    """Longest start of the engine, seconds."""
-
-
-class JudgingConfig(Options):
-    """The processes that judge."""
-
-    workers: int = Field(1, ge=1)
-    """Judge processes."""
-    timeout: float = Field(60.0, gt=0)
-    """Longest time one sample may take to judge, seconds."""
-    max_failure_rate: float = Field(0.05, ge=0, le=1)
-    """Share of errors and time-outs above which the run stops."""
-
-
-class ClusterConfig(Options):
-    """The Ray cluster and what each process asks of it."""
-
-    address: str = "local"
-    """local starts one on this machine; auto or ray://host:port joins one."""
-    sampler_gpus: float | None = Field(None, ge=0)
-    """GPUs of the sampler; default 1 where there is one."""
-    trainer_gpus: float | None = Field(None, ge=0)
-    """GPUs of the trainer; default 1 where there is a second one, else it shares the sampler's."""
-    timeout: float = Field(120.0, gt=0)
-    """Longest wait for the cluster to place a process, seconds."""
 
 
 class GateConfig(Options):
@@ -132,14 +92,26 @@ class Config(Options):
     """Ray."""
     gate: GateConfig = Field(default_factory=lambda: GateConfig.model_validate({}))
     """Roll-back of policies that measure worse."""
+    controls: ControlOptions = Field(default_factory=lambda: ControlOptions.model_validate({}))
+    """Completions of known worth that the judge is shown in every round."""
+    alarms: AlarmConfig = Field(default_factory=lambda: AlarmConfig.model_validate({}))
+    """What goes wrong in a round, when it is told, and what is done about it."""
     keep_policies: KeepOptions = Field(default_factory=lambda: KeepOptions.model_validate({}))
     """Which policies stay on disk; N alone means {last: N}."""
     on_no_signal: Literal["stop", "continue"] = "stop"
     """When a round keeps no sample: stop, or go on with the same policy."""
     on_bad_training: Literal["stop", "continue"] = "stop"
     """When a training diverges (NaN loss): stop, or go on with the same policy."""
+    report_to: list[TrackerName] | None = None
+    """Trackers that get the figures as the run goes on; none of them can stop it. Default:
+    tensorboard where it is installed; []: nobody."""
     chat_template: str | None = None
     """A .jinja file, or plain; default: the tokenizer's own."""
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod
@@ -206,6 +178,7 @@ def resolve(
 def _judge(value: str | dict[str, Any]) -> JudgeSpec:
     spec = resolve_judge(value, Path.cwd())
     spec.validate()
+    _ = spec.engine  # refuses judges that ask several policies at once
     return spec
 
 
@@ -349,16 +322,21 @@ def _absolute(raw: Mapping[str, Any], base: Path, prefix: tuple[str, ...] = ()) 
 
 def _absolute_value(key: tuple[str, ...], value: Any, base: Path) -> Any:
     """`value` with the paths that `key` is known to hold made absolute, relative to `base`."""
+    if key[0] in ("judge", "gold_judge"):
+        return absolute_judge({key[-1]: value}, base)[key[-1]]
     if isinstance(value, Mapping):
         return _absolute(value, base, key)
     if not isinstance(value, str):
         return value
     if len(key) == 1 and key[0] in SHORTHAND:
         key = (key[0], SHORTHAND[key[0]])
-    if key in {("loop",), ("judge", "use"), ("gold_judge", "use")}:
+    if key == ("loop",):
         return absolute_spec(value, base)
+    if key == ("teacher",) and value in OWN_TEACHERS:
+        return value  # a folder of that name is written ./base
     if key in {
         ("model",),
+        ("teacher",),
         ("prompts", "source"),
         ("prompts", "heldout_source"),
         ("chat_template",),

@@ -1,10 +1,11 @@
 """Describes loops and judges for the command line: what they do and what they can be told."""
 
 import json
+from collections.abc import Mapping
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from selfkd.judging import options_doc
+from selfkd.judging import JudgeSpec, options_doc
 from selfkd.plugins import Kind, find_judge, find_loop, list_plugins
 
 
@@ -59,13 +60,17 @@ def type_name(annotation: Any) -> str:
     """A type as people write it: `int`, `base or previous`, `list of str`."""
     if annotation is type(None):
         return "none"
+    if annotation is JudgeSpec:
+        return "judge"
     arguments = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return type_name(arguments[0])
     if get_origin(annotation) is Literal:
         return " or ".join(map(str, arguments))
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(map(type_name, arguments))
     if get_origin(annotation) in (tuple, list):
         return "list of " + type_name(arguments[0])
-    if get_origin(annotation) is dict or annotation is dict:
+    if get_origin(annotation) in (dict, Mapping) or annotation is dict:
         return "mapping"
     return getattr(annotation, "__name__", str(annotation))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from selfkd.rundir import codes, counts
+from selfkd.rundir import codes, counts, token_counts
 
 
 class Tokens:
@@ -19,7 +19,7 @@ class Tokens:
     def __init__(self, table: pa.Table) -> None:
         tokens = table.column("tokens").combine_chunks()
         values = tokens.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
-        self.lengths = tokens.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+        self.lengths = token_counts(table)
         self.prompts = table.column("prompt_id")
         self.truncated = counts(table.column("finish")).get("length", 0)
         ends = np.cumsum(self.lengths)

@@ -14,9 +14,11 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from selfkd.errors import UsageError
 from selfkd.hardware import available_gib, cores, has_gpu, memory_gib
 from selfkd.models import cache_dir
 from selfkd.repair import Problem, check_run
+from selfkd.sandbox.box import Sandbox
 
 MEMORY_GIB = 6.0
 """What training and sampling a 135M model take together."""
@@ -45,7 +47,7 @@ def diagnose(
     """The report to print, and whether all is well: of a run, or without one of this machine."""
     if run_dir is not None:
         problems = check_run(run_dir, repair=repair)
-        healthy = all(p.harmless or p.done for p in problems)
+        healthy = all(p.harmless or p.note or p.done for p in problems)
         return _render_run(run_dir, problems, healthy, as_json), healthy
     found = checks()
     healthy = all(c.ok for c in found)
@@ -250,8 +252,11 @@ def _ray_address() -> Check:
 
 
 def _sandbox() -> Check:
-    found = shutil.which("bwrap")
-    return Check("bubblewrap", True, found or "absent; only judges that run code need it")
+    try:
+        Sandbox().check()
+    except UsageError as error:
+        return Check("sandbox", True, f"none, which only the judge `code` needs: {error}")
+    return Check("sandbox", True, "bubblewrap runs")
 
 
 # -- reports ------------------------------------------------------------------------------------
@@ -265,14 +270,14 @@ def _render_check(check: Check) -> Iterator[str]:
 
 def _render_run(run_dir: Path, problems: list[Problem], healthy: bool, as_json: bool) -> str:
     if as_json:
-        names = ("path", "what", "harmless", "done")
+        names = ("path", "what", "harmless", "note", "done")
         rows = [{name: getattr(p, name) for name in names} for p in problems]
         return json.dumps({"run": str(run_dir), "healthy": healthy, "problems": rows})
     if not problems:
         return f"{run_dir}: every file is as recorded"
     lines = [f"{run_dir}:"]
     for p in problems:
-        mark = "fixed" if p.done else "note" if p.harmless else "BAD"
+        mark = "fixed" if p.done else "note" if p.harmless or p.note else "BAD"
         lines.append(f"  {mark:<5}  {p.path}: {p.what}" + (f" — {p.done}" if p.done else ""))
     if not healthy:
         lines.append(f"`selfkd doctor {run_dir} --repair` moves these aside to be made again")

@@ -42,8 +42,12 @@ def has_gpu() -> bool:
 
 
 def installed(package: str) -> bool:
-    """Whether a package can be imported, without importing it."""
-    return importlib.util.find_spec(package) is not None
+    """Whether a package can be imported, without importing it.
+
+    A mere folder of its name, such as the `wandb/` that W&B leaves behind, is not the package.
+    """
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None
 
 
 @cache

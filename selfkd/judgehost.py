@@ -1,48 +1,38 @@
-"""The process that runs a judge: foreign code, held to one verdict or one reason per sample.
+"""The process of one judge: started by `judgepool`, it streams verdicts, and calls to be answered.
 
-Whatever the judge does with one sample (raise, exit, print, return nonsense, change its input)
-stays with that sample. What ends or blocks the process itself is left to `judgepool`.
+A judge that asks a language model runs in a thread, so that the process can show meanwhile that it
+lives. What the run's own sampler is to answer goes to the driver in the stream, and comes back by
+`answer`; a server is called from the judge's thread itself.
 """
 
-import asyncio
 import contextlib
-import inspect
 import itertools
-import math
-import numbers
 import os
-import pickle
-import reprlib
+import queue
 import sys
+import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from selfkd.errors import UsageError
+from selfkd.errors import SelfkdError, UsageError
+from selfkd.judgecalls import Call, Choices, Likelihoods, Reply, StopJudging, is_waiting, waiting
+from selfkd.judgerun import JudgeRunner, Row, reason
 from selfkd.judging import JudgeSpec
-from selfkd.records import Sample, Status, Verdict
 
-CALL = 32
-"""Most samples in one call of a class or TRL judge, unless a single prompt has more."""
-CONCURRENCY = 32
-"""Samples that an async judge works on at once."""
 BEAT = 0.2
 """Seconds between the groups of verdicts that are sent back."""
-RATIONALE = 20_000
-"""Longest rationale kept, in characters."""
 
-Row = tuple[int, float | None, str, str | None, str, float]
-"""Position in the batch, then reward, status, answer, rationale and cost of a verdict."""
-Item = tuple[int, bytes]
-"""Position in the batch, and the pickled sample."""
 
-_EXTRAS: dict[str, Any] = {
-    "trainer_state": None,
-    "log_extra": lambda *args, **kwargs: None,
-    "log_metric": lambda *args, **kwargs: None,
-}
-"""What TRL passes besides columns; given only to functions that cannot do without."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Calls of one kind that the driver is to have answered."""
+
+    number: int
+    requests: Sequence[Call] | Sequence[Choices]
 
 
 class JudgeHost:
@@ -55,15 +45,18 @@ class JudgeHost:
         identity: str,
         timeout: float,
         paths: Sequence[str],
+        structured: bool = False,
+        folder: str | None = None,
     ) -> None:
         """`identity` is the one that the run records; `timeout` in seconds for one sample of an
-        async judge; `paths` to import modules from."""
+        async judge; `paths` to import modules from; `structured`: what the run's engine is;
+        `folder`: where what a server said is kept for the run."""
         self._spec = JudgeSpec(spec, options)
         self._identity = identity
         self._timeout = timeout
         self._paths = paths
-        self._loop = asyncio.new_event_loop()
-        self._target: Any = None
+        self._caller = _Forwarder(structured, Path(folder) if folder else None)
+        self._runner: JudgeRunner
 
     def start(self) -> None:
         """Import and build the judge; not done in the constructor so that its errors get out."""
@@ -75,204 +68,95 @@ class JudgeHost:
                     where=self._spec.plugin.source,
                     remedy="undo the change, or resume to be told what it affects",
                 )
+            self._spec.check_ready()
             try:
-                self._target = self._spec.build()
+                self._runner = JudgeRunner(self._spec, caller=self._caller, timeout=self._timeout)
+            except SelfkdError:
+                raise
             except (Exception, SystemExit) as error:
                 raise UsageError(
-                    f"judge {self._spec.name!r} cannot be built: {self._reason(error)}",
+                    f"judge {self._spec.name!r} cannot be built: {reason(self._spec, error)}",
                     where=self._spec.plugin.source,
                     remedy="fix its constructor or its options",
                 ) from error
 
-    def judge(self, payload: Sequence[bytes]) -> Iterator[list[Row]]:
-        """Judge pickled samples; groups of verdicts come in any order, some of them empty.
-
-        Every sample has its own pickle, so what a judge does to one reaches no other.
-        """
-        ways = {"function": self._one_by_one, "async": self._at_once}
-        rows = ways.get(self._spec.plugin.kind, self._by_calls)(list(enumerate(payload)))
+    def judge(self, payload: Sequence[bytes]) -> Iterator[list[Row] | Wanted]:
+        """Judge pickled samples; groups of verdicts come in any order, some of them empty."""
         with _silence():
-            yield from _groups(rows)
+            try:
+                if self._spec.calls:
+                    yield from self._beside(payload)
+                else:
+                    yield from _groups(self._runner.rows(payload))
+            except StopJudging as stop:
+                raise stop.error from stop
 
-    # -- functions --------------------------------------------------------------------------------
+    def answer(self, number: int, answers: list[Any] | Exception) -> None:
+        """Hand in what was `Wanted`."""
+        self._caller.hand_in(number, answers)
 
-    def _one_by_one(self, items: Sequence[Item]) -> Iterator[Row | None]:
-        for position, pickled in items:
-            sample = pickle.loads(pickled)
-            yield self._row(position, sample, lambda: self._target(sample))  # noqa: B023
+    def _beside(self, payload: Sequence[bytes]) -> Iterator[list[Row] | Wanted]:
+        """Rows of a judge that runs in a thread, and its calls; silent only while it computes."""
+        out: queue.SimpleQueue[list[Row] | Wanted | BaseException | None] = queue.SimpleQueue()
+        self._caller.out = out
 
-    # -- async functions --------------------------------------------------------------------------
+        def run() -> None:
+            try:
+                for rows in _groups(self._runner.rows(payload)):
+                    out.put(rows)
+                out.put(None)
+            except BaseException as error:
+                out.put(error)
 
-    def _at_once(self, items: Sequence[Item]) -> Iterator[Row | None]:
-        waiting = iter(items)
-        running: dict[asyncio.Task[Row], tuple[int, Sample, float]] = {}
+        threading.Thread(target=run, daemon=True).start()
         while True:
-            while len(running) < CONCURRENCY and (item := next(waiting, None)):
-                position, sample = item[0], pickle.loads(item[1])
-                task = self._loop.create_task(self._awaited(position, sample))
-                running[task] = (position, sample, time.monotonic() + self._timeout)
-            if not running:
+            try:
+                item = out.get(timeout=BEAT)
+            except queue.Empty:
+                if is_waiting():
+                    yield []
+                continue
+            if item is None:
                 return
-            done, _ = self._loop.run_until_complete(
-                asyncio.wait(running, timeout=BEAT, return_when=asyncio.FIRST_COMPLETED)
-            )
-            for task in done:
-                del running[task]
-                yield task.result()
-            yield from self._overdue(running)
-            yield None
-
-    def _overdue(
-        self, running: dict[asyncio.Task[Row], tuple[int, Sample, float]]
-    ) -> Iterator[Row]:
-        for task, (position, sample, deadline) in list(running.items()):
-            if time.monotonic() > deadline:
-                # Cancelled but not waited for: the judge may ignore it.
-                task.cancel()
-                del running[task]
-                why = f"no verdict within {self._timeout:g} s"
-                yield (position, None, "timeout", None, self._says(sample, why), 0.0)
-
-    async def _awaited(self, position: int, sample: Sample) -> Row:
-        try:
-            value = await self._target(sample)
-        except BaseException as error:
-            return self._failure(position, sample, error)
-        return self._row(position, sample, lambda: value)
-
-    # -- classes and TRL reward functions ---------------------------------------------------------
-
-    def _by_calls(self, items: Sequence[Item]) -> Iterator[Row | None]:
-        for call in _calls(items):
-            yield from self._call(call)
-            yield None
-
-    def _call(self, items: Sequence[Item]) -> Iterator[Row]:
-        """One call; if it fails as a whole, one call a sample, to find whose fault it is."""
-        samples = [pickle.loads(pickled) for _, pickled in items]
-        try:
-            values = self._values(samples)
-        except BaseException as error:
-            if len(items) == 1:
-                yield self._failure(items[0][0], samples[0], error)
-            else:
-                for item in items:
-                    yield from self._call([item])
-            return
-        for (position, _), sample, value in zip(items, samples, values, strict=True):
-            yield self._row(position, sample, lambda: value)  # noqa: B023
-
-    def _values(self, samples: list[Sample]) -> list[Any]:
-        is_class = self._spec.plugin.kind == "class"
-        values = self._target.judge(samples) if is_class else self._target(**self._columns(samples))
-        if inspect.isawaitable(values):
-            values = self._loop.run_until_complete(values)
-        if hasattr(values, "tolist"):  # numpy and torch
-            values = values.tolist()
-        if not isinstance(values, list | tuple | Iterator):
-            raise TypeError(f"returned a {type(values).__name__}, not a list of verdicts")
-        values = list(values)
-        if len(values) != len(samples):
-            raise ValueError(f"returned {len(values)} verdicts for {len(samples)} samples")
-        return values
-
-    def _columns(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """What TRL would pass: conversations, token ids and every column of the prompts."""
-        names = {name for sample in samples for name in sample.columns}
-        given = {name: [s.columns.get(name) for s in samples] for name in names}
-        answers = [s.answer for s in samples]
-        given.setdefault("solution", answers)  # TRL's own name for it
-        given |= {
-            "answer": answers,
-            "prompts": [list(s.prompt.messages) for s in samples],
-            "completions": [[{"role": "assistant", "content": s.completion}] for s in samples],
-            "completion_ids": [list(s.tokens) for s in samples],
-        }
-        for name in self._spec.arguments():
-            given.pop(name, None)
-        return _accepted(inspect.signature(self._target), given)
-
-    # -- verdicts ---------------------------------------------------------------------------------
-
-    def _row(self, position: int, sample: Sample, judged: Callable[[], Any]) -> Row:
-        try:
-            return (position, *_checked(sample, judged()))
-        except BaseException as error:
-            return self._failure(position, sample, error)
-
-    def _failure(self, position: int, sample: Sample, error: BaseException) -> Row:
-        return (position, None, "error", None, self._says(sample, self._reason(error)), 0.0)
-
-    def _says(self, sample: Sample, why: str) -> str:
-        return f"judge {self._spec.name}, sample {sample.id}: {why}"
-
-    def _reason(self, error: BaseException) -> str:
-        """First line of an error, and the line of the judge's file that it came from."""
-        text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        source = self._spec.plugin.source
-        frames = traceback.walk_tb(error.__traceback__)
-        lines = [number for frame, number in frames if frame.f_code.co_filename == source]
-        return f"{text} ({os.path.basename(source)}:{lines[-1]})" if lines else text
+            if isinstance(item, BaseException):
+                raise item
+            yield item
 
 
-def _checked(sample: Sample, value: Any) -> tuple[float | None, str, str | None, str, float]:
-    """The fields of a verdict, from whatever a judge returned for `sample`."""
-    if value is None:
-        return None, "abstained", None, "", 0.0
-    if not isinstance(value, Verdict):
-        return _finite(value, "reward"), "ok", None, "", 0.0
-    if value.sample_id != sample.id:
-        raise ValueError(f"the verdict is of another sample, {value.sample_id}")
-    if value.status not in get_args(Status):
-        raise ValueError(f"the status {value.status!r} is none of {', '.join(get_args(Status))}")
-    reward = None if value.reward is None else _finite(value.reward, "reward")
-    status: str = value.status
-    if reward is None and status == "ok":
-        status = "abstained"
-    if reward is not None and status != "ok":
-        raise ValueError(f"a verdict is {status} or has a reward ({reward:g}), not both")
-    answer = None if value.answer is None else str(value.answer)
-    cost = _finite(value.cost_usd, "cost_usd")
-    return reward, status, answer, str(value.rationale)[:RATIONALE], cost
+class _Forwarder:
+    """The caller of a judge in this process: passes calls on to the driver, and waits."""
 
+    name = "the run's sampler"
 
-def _finite(value: Any, what: str) -> float:
-    if not isinstance(value, int | float) and hasattr(value, "item"):
-        value = value.item()  # numpy and torch scalars
-    if not isinstance(value, int | float | numbers.Real):
-        text = reprlib.repr(value)
-        raise TypeError(f"the {what} is {text}, a {type(value).__name__}, not a number")
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"the {what} is {number}, not a finite number")
-    return number
+    def __init__(self, structured: bool, folder: Path | None) -> None:
+        self.structured = structured
+        self.folder = folder
+        self.out: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._numbers = itertools.count()
+        self._waiting: dict[int, Future[list[Any]]] = {}
 
+    def complete(self, calls: Sequence[Call]) -> list[Reply]:
+        return self._ask(calls)
 
-def _accepted(signature: inspect.Signature, given: dict[str, Any]) -> dict[str, Any]:
-    """Those of the given arguments that a TRL reward function takes; ValueError if it lacks one."""
-    parameters = signature.parameters.values()
-    takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    required = [p.name for p in named if p.default is p.empty]
-    given = {name: _EXTRAS[name] for name in required if name in _EXTRAS} | given
-    missing = [name for name in required if name not in given]
-    if missing:
-        raise ValueError(f"it asks for {', '.join(missing)}, which the prompts have no column for")
-    names = {p.name for p in named}
-    return given if takes_all else {k: v for k, v in given.items() if k in names}
+    def weigh(self, choices: Sequence[Choices]) -> list[Likelihoods]:
+        return self._ask(choices)
 
+    def _ask(self, requests: Sequence[Any]) -> list[Any]:
+        if not requests:
+            return []
+        number = next(self._numbers)
+        answered: Future[list[Any]] = Future()
+        self._waiting[number] = answered
+        self.out.put(Wanted(number, list(requests)))
+        with waiting():
+            return answered.result()
 
-def _calls(items: Sequence[Item]) -> Iterator[list[Item]]:
-    """Runs of items of at most `CALL`, the samples of one prompt kept together."""
-    call: list[Item] = []
-    for _, group in itertools.groupby(items, key=lambda item: pickle.loads(item[1]).prompt.id):
-        prompt = list(group)
-        if call and len(call) + len(prompt) > CALL:
-            yield call
-            call = []
-        call += prompt
-    if call:
-        yield call
+    def hand_in(self, number: int, answers: list[Any] | Exception) -> None:
+        answered = self._waiting.pop(number)
+        if isinstance(answers, Exception):
+            answered.set_exception(answers)
+        else:
+            answered.set_result(answers)
 
 
 def _groups(rows: Iterator[Row | None]) -> Iterator[list[Row]]:

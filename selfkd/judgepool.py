@@ -14,13 +14,16 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from selfkd.cluster import ActorLost, Check, Cluster, ClusterLost, kill
-from selfkd.errors import InfrastructureError, Stopped
+from selfkd.cluster import ANYWHERE, ActorLost, Check, Cluster, ClusterLost, Place, kill
+from selfkd.enginecalls import EngineCalls
+from selfkd.errors import InfrastructureError, Stopped, UsageError
 from selfkd.hardware import cores
-from selfkd.judgehost import CALL, JudgeHost, Row
+from selfkd.judgehost import JudgeHost, Wanted
+from selfkd.judgerun import Row, call_size
 from selfkd.judging import JudgeSpec
 from selfkd.records import Sample, Status, Verdict
 from selfkd.stopping import Patient
+from selfkd.verdictcache import Store, VerdictCache
 
 GRACE = 1.0
 """Seconds of silence allowed beyond the time-out of a sample: verdicts travel in groups."""
@@ -37,27 +40,48 @@ class JudgePool:
     """Judge processes of one judge, started when there is something to judge."""
 
     def __init__(
-        self, judge: JudgeSpec, cluster: Cluster, *, workers: int, timeout: float, check: Check
+        self,
+        judge: JudgeSpec,
+        cluster: Cluster,
+        *,
+        workers: int,
+        timeout: float,
+        check: Check,
+        folder: Path | None = None,
+        place: Place = ANYWHERE,
     ) -> None:
         """`timeout` is the longest silence for one sample, or one call of a class or TRL judge,
-        in seconds; a call that is too slow is made again sample by sample."""
+        in seconds; a call that is too slow is made again sample by sample. `folder` keeps what
+        servers answer, so that it is not paid for again. `place` is what each process reserves."""
         self._count = workers
         self._check = check
-        self._workers = [_Worker(judge, cluster, workers, timeout) for _ in range(workers)]
+        self._workers = [
+            _Worker(judge, cluster, workers, timeout, folder, place) for _ in range(workers)
+        ]
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()  # the warm one first
         for worker in self._workers:
             self._idle.put(worker)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="judge")
 
-    def judge_batches(self, batches: Iterator[list[Sample]]) -> Iterator[list[Verdict]]:
-        """Verdicts of each batch, in order; at most `workers + 1` batches are under way."""
+    def judge_batches(
+        self,
+        batches: Iterator[list[Sample]],
+        calls: EngineCalls | None = None,
+        cache: VerdictCache | None = None,
+    ) -> Iterator[list[Verdict]]:
+        """Verdicts of each batch, in order; at most `workers + 1` batches are under way.
+
+        `calls` answers what the judge asks the run's sampler. What `cache` knows is not judged.
+        """
         pending: deque[Future[list[Verdict]]] = deque()
         cancelled = threading.Event()
         check = Patient(self._check)
         try:
             for batch in batches:
                 payload = [pickle.dumps(sample) for sample in batch]
-                pending.append(self._threads.submit(self._judge, batch, payload, cancelled))
+                pending.append(
+                    self._threads.submit(self._judge, batch, payload, cancelled, calls, cache)
+                )
                 while pending and (len(pending) > self._count or pending[0].done()):
                     yield self._result(pending.popleft(), check)
                 self._check()
@@ -70,6 +94,8 @@ class JudgePool:
         finally:
             cancelled.set()
             wait(pending)
+            if cache:
+                cache.close()
 
     def close(self) -> None:
         """End the processes."""
@@ -78,18 +104,29 @@ class JudgePool:
             worker.stop()
 
     def _judge(
-        self, batch: list[Sample], payload: list[bytes], cancelled: threading.Event
+        self,
+        batch: list[Sample],
+        payload: list[bytes],
+        cancelled: threading.Event,
+        calls: EngineCalls | None,
+        cache: VerdictCache | None,
     ) -> list[Verdict]:
         def check() -> None:
             if cancelled.is_set():
                 raise _Cancelled
 
+        def ask(owed: list[int], store: Store) -> list[Verdict]:
+            samples, parts = [batch[i] for i in owed], [payload[i] for i in owed]
+            worker = self._idle.get()
+            try:
+                return worker.judge(samples, parts, check, calls, store)
+            finally:
+                self._idle.put(worker)
+
         check()
-        worker = self._idle.get()
-        try:
-            return worker.judge(batch, payload, check)
-        finally:
-            self._idle.put(worker)
+        if cache:
+            return cache.serve(batch, ask)
+        return ask(list(range(len(batch))), lambda group: None)
 
     def _result(self, future: Future[list[Verdict]], check: Check) -> list[Verdict]:
         while not wait([future], timeout=0.25).done:
@@ -113,33 +150,52 @@ class _Lost(Exception):
 class _Worker:
     """One judge process at a time, replaced when it is lost."""
 
-    def __init__(self, judge: JudgeSpec, cluster: Cluster, workers: int, timeout: float) -> None:
+    def __init__(
+        self,
+        judge: JudgeSpec,
+        cluster: Cluster,
+        workers: int,
+        timeout: float,
+        folder: Path | None,
+        place: Place,
+    ) -> None:
         self._judge = judge
+        self._folder = str(folder) if folder else None
         self._cluster = cluster
+        self._place = place
         self._threads = max(1, cores() // workers)
         self._timeout = timeout
         self._actor: Any = None
         self._losses = 0
 
     def judge(
-        self, samples: Sequence[Sample], payload: Sequence[bytes], check: Check
+        self,
+        samples: Sequence[Sample],
+        payload: Sequence[bytes],
+        check: Check,
+        calls: EngineCalls | None,
+        store: Store,
     ) -> list[Verdict]:
-        """A verdict for each sample, in order, whatever the judge does to its process."""
+        """A verdict for each sample, in order, whatever the judge does to its process; `store` is
+        given them as they come."""
         found: dict[int, Verdict] = {}
         alone, blamed = 0, False  # how many to judge one by one; whether one was at fault
         while owed := [i for i in range(len(samples)) if i not in found]:
-            part = owed[:1] if alone else owed
+            part = self._alone(owed, samples) if alone else owed
             try:
-                for position, *fields in self._rows([payload[i] for i in part], check):
-                    found[part[position]] = self._verdict(samples[part[position]], *fields)
+                for rows in self._rows([payload[i] for i in part], check, calls):
+                    group = [(part[p], self._verdict(samples[part[p]], *f)) for p, *f in rows]
+                    store(group)
+                    found |= group
                     self._losses = 0
             except _Lost as lost:
                 if alone:
-                    found[owed[0]], blamed = self._give_up(samples[owed[0]], lost), True
+                    found |= self._give_up(part, samples, lost)
+                    blamed = True
                 else:
                     alone, blamed = self._suspects(owed), False
             else:
-                alone = 0 if blamed else max(0, alone - 1)
+                alone = 0 if blamed else max(0, alone - len(part))
         return [found[i] for i in range(len(samples))]
 
     def stop(self) -> None:
@@ -151,16 +207,29 @@ class _Worker:
     def _suspects(self, owed: Sequence[int]) -> int:
         """How many of the owed samples the process may have been lost on."""
         one_call = self._judge.plugin.kind in ("class", "trl")
-        return min(CALL, len(owed)) if one_call else len(owed)
+        return min(call_size(self._judge), len(owed)) if one_call else len(owed)
 
-    def _rows(self, payload: Sequence[bytes], check: Check) -> Iterator[Row]:
-        """What the process says of the pickled samples; _Lost if it is lost meanwhile."""
-        self._start(check)
+    def _alone(self, owed: Sequence[int], samples: Sequence[Sample]) -> list[int]:
+        """The first owed sample, with the others of its prompt where the judge compares them."""
+        if not self._judge.compares:
+            return [owed[0]]
+        prompt = samples[owed[0]].prompt.id
+        return [i for i in owed if samples[i].prompt.id == prompt]
+
+    def _rows(
+        self, payload: Sequence[bytes], check: Check, calls: EngineCalls | None
+    ) -> Iterator[list[Row]]:
+        """What the process says of the pickled samples, in groups; _Lost if it is lost
+        meanwhile."""
+        self._start(check, calls)
         stream = self._actor.judge.options(num_returns="streaming").remote(payload)
         what, silence = f"judge {self._judge.name}", self._timeout + GRACE
         try:
-            for rows in self._cluster.stream(stream, what, timeout=silence, check=check):
-                yield from rows
+            for item in self._cluster.stream(stream, what, timeout=silence, check=check):
+                if isinstance(item, Wanted):
+                    self._answer(item, check, calls)
+                else:
+                    yield item
         except ActorLost as error:
             self.stop()
             raise _Lost("error", "it ended its process (an exit, a crash or no memory)") from error
@@ -174,10 +243,20 @@ class _Worker:
             self.stop()
             raise
 
-    def _start(self, check: Check) -> None:
+    def _answer(self, wanted: Wanted, check: Check, calls: EngineCalls | None) -> None:
+        if calls is None:
+            raise UsageError(
+                f"judge {self._judge.name!r} asks the run's sampler, and there is none here",
+                where=self._judge.plugin.source,
+                remedy="name the model that is to answer: --model NAME",
+            )
+        answers = calls.answer(wanted.requests, check)
+        self._actor.answer.remote(wanted.number, answers)
+
+    def _start(self, check: Check, calls: EngineCalls | None) -> None:
         for attempt in range(STARTS if self._actor is None else 0):
             try:
-                self._try_start(check)
+                self._try_start(check, calls)
                 return
             except ActorLost as error:
                 self.stop()
@@ -190,12 +269,23 @@ class _Worker:
                         remedy="run it alone with `selfkd judge test`, or free memory",
                     ) from error
 
-    def _try_start(self, check: Check) -> None:
+    def _try_start(self, check: Check, calls: EngineCalls | None) -> None:
         paths = [str(Path(path).resolve()) for path in sys.path]
         spec, options = self._judge.spec, dict(self._judge.options)
         identity = self._judge.identity()
+        structured = calls is not None and calls.structured()
         self._actor = self._cluster.start(
-            JudgeHost, spec, options, identity, self._timeout, paths, threads=self._threads
+            JudgeHost,
+            spec,
+            options,
+            identity,
+            self._timeout,
+            paths,
+            structured,
+            self._folder,
+            place=self._place,
+            threads=self._threads,
+            concurrency=2 if self._judge.calls else 1,  # one to judge, one to be answered
         )
         try:
             what = f"judge {self._judge.name} to start"
@@ -204,16 +294,22 @@ class _Worker:
             self.stop()
             raise
 
-    def _give_up(self, sample: Sample, lost: _Lost) -> Verdict:
+    def _give_up(
+        self, part: Sequence[int], samples: Sequence[Sample], lost: _Lost
+    ) -> dict[int, Verdict]:
         self._losses += 1
-        why = f"judge {self._judge.name}, sample {sample.id}: {lost.why}"
+        found = {}
+        for i in part:
+            why = f"judge {self._judge.name}, sample {samples[i].id}: {lost.why}"
+            found[i] = self._verdict(samples[i], None, lost.status, None, why, 0.0)
         if self._losses > LOSSES:
             raise InfrastructureError(
-                f"the judge lost its process on {self._losses} samples in a row; the last: {why}",
+                f"the judge lost its process on {self._losses} samples in a row; the last: "
+                f"{found[part[-1]].rationale}",
                 where=self._judge.plugin.source,
                 remedy="run it alone with `selfkd judge test`, or raise judging.timeout",
             )
-        return self._verdict(sample, None, lost.status, None, why, 0.0)
+        return found
 
     def _verdict(self, sample: Sample, *fields: Any) -> Verdict:
         return Verdict(sample.id, sample.prompt.id, self._judge.name, *fields)

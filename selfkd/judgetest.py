@@ -1,22 +1,54 @@
-"""Runs one judge on the samples of a file, as a run would: `selfkd judge test`."""
+"""Tries a judge outside of a run, as a run would use it: `selfkd judge test`."""
 
 import contextlib
-import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
-from selfkd.cluster import Cluster
-from selfkd.errors import DataError, UsageError
+from selfkd.assembly import engine_kind, gpu_share
+from selfkd.cluster import Cluster, Place
+from selfkd.controls import ControlOptions, blind, plant
+from selfkd.errors import UsageError
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec, resolve_judge
-from selfkd.records import Finish, Prompt, Sample, Verdict
+from selfkd.records import Sample, Verdict
+from selfkd.samplefile import Labelled
+from selfkd.samplers import calls_of_model
 
 BATCH = 256
+
+Judge = Callable[[Sequence[Sample]], list[Verdict]]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a judge said of samples, once or several times, and of the controls planted there."""
+
+    spec: JudgeSpec
+    samples: list[Sample]
+    passes: list[list[Verdict]]
+    """Verdicts in the order of the samples. The second, fourth, ... time each prompt's samples
+    are shown in reverse."""
+    gold: Mapping[str, float]
+    """Sample id -> label."""
+    controls: list[Sample]
+    control_verdicts: list[Verdict]
+    options: ControlOptions
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Those of the first time."""
+        return self.passes[0]
+
+    @property
+    def sees_prompts(self) -> bool:
+        """Whether the judge may look at a prompt's samples together, so that their order counts."""
+        lists = self.spec.plugin.kind in ("class", "trl")
+        return self.spec.compares or (lists and not self.spec.calls)
 
 
 def spec_of(judge: str, options: Sequence[str] = ()) -> JudgeSpec:
@@ -35,100 +67,67 @@ def spec_of(judge: str, options: Sequence[str] = ()) -> JudgeSpec:
     return spec
 
 
-def run_judge_test(
-    spec: JudgeSpec, samples_file: Path, *, timeout: float = 60.0, cluster: Cluster | None = None
-) -> list[Verdict]:
-    """A verdict for each sample of a file, in order; on a cluster of its own unless given one."""
-    samples = read_samples_file(samples_file, needs_answer=spec.needs_answer)
-    batches = [samples[i : i + BATCH] for i in range(0, len(samples), BATCH)]
+def try_judge(
+    spec: JudgeSpec,
+    labelled: Labelled,
+    *,
+    timeout: float = 60.0,
+    repeats: int = 1,
+    controls: ControlOptions | None = None,
+    gold_judge: JudgeSpec | None = None,
+    model: str | None = None,
+    cluster: Cluster | None = None,
+) -> Trial:
+    """Have samples judged `repeats` times, and the controls once; `timeout` in seconds a sample.
+
+    `gold_judge` gives the labels of samples without one, `model` answers a judge that asks the
+    run's sampler. Nothing comes from the verdict cache: a verdict from there would say nothing of
+    the judge. On a cluster of its own unless given one.
+    """
+    samples, gold = labelled.samples, dict(labelled.gold)
+    options = controls or ControlOptions.model_validate({})
     place = contextlib.nullcontext(cluster) if cluster else Cluster("local", timeout=60)
     with place as running:
-        pool = JudgePool(spec, running, workers=1, timeout=timeout, check=lambda: None)
-        try:
-            return [v for verdicts in pool.judge_batches(iter(batches)) for v in verdicts]
-        finally:
-            pool.close()
+        with _judge(spec, running, timeout, model) as judge:
+            passes = [judge(samples[::-1] if k % 2 else samples) for k in range(repeats)]
+            rewards = {v.sample_id: v.reward for v in passes[0]}
+            planted = plant(samples, rewards, options)
+            said = judge(blind(planted, samples[0].policy)) if planted else []
+        if gold_judge:
+            with _judge(gold_judge, running, timeout, model) as judge:
+                owed = [s for s in samples if s.id not in gold]
+                gold |= {v.sample_id: v.reward for v in judge(owed) if v.reward is not None}
+    places = {s.id: i for i, s in enumerate(samples)}
+    ordered = [sorted(verdicts, key=lambda v: places[v.sample_id]) for verdicts in passes]
+    return Trial(spec, samples, ordered, gold, planted, said, options)
 
 
-def read_samples_file(path: Path, *, needs_answer: bool = False) -> list[Sample]:
-    """Samples of a JSONL file: `prompt` (text or messages), `completion`, and maybe `answer`,
-    `finish` (stop or length) and other columns. DataError names `file:line`."""
-    samples = [_sample(row, where, needs_answer) for row, where in _rows(path)]
-    if not samples:
-        raise DataError("there is no sample in the file", where=str(path))
-    return samples
-
-
-def render_verdicts(verdicts: Sequence[Verdict], as_json: bool) -> str:
-    """Verdicts as JSON, or one line each and a summary."""
-    if as_json:
-        return json.dumps([asdict(v) for v in verdicts])
-    rewards = [v.reward for v in verdicts if v.reward is not None]
-    counts = Counter(v.status for v in verdicts if v.reward is None)
-    parts = [f"{len(verdicts)} samples", f"{len(rewards)} scored"]
-    parts += [f"mean reward {sum(rewards) / len(rewards):.3f}"] if rewards else []
-    parts += [f"{count} {status}" for status, count in sorted(counts.items())]
-    return "\n".join([*map(_line, verdicts), ", ".join(parts)])
-
-
-def _line(verdict: Verdict) -> str:
-    said = verdict.status if verdict.reward is None else f"{verdict.reward:g}"
-    read = f"read {verdict.answer!r}" if verdict.answer is not None else ""
-    return "  ".join(p for p in (verdict.sample_id, said, read, verdict.rationale) if p)
-
-
-def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+@contextlib.contextmanager
+def _judge(spec: JudgeSpec, cluster: Cluster, timeout: float, model: str | None) -> Iterator[Judge]:
+    """A judge as a function of samples; of one call, those of one prompt come together."""
+    pool = JudgePool(spec, cluster, workers=1, timeout=timeout, check=lambda: None)
+    answering = contextlib.nullcontext()
+    if model and spec.engine:
+        kind, _ = engine_kind("auto")
+        answering = calls_of_model(model, cluster, kind, place=Place(gpus=gpu_share(None)))
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise DataError(f"cannot read the samples: {reason}", where=str(path)) from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            reason = f"not JSON: {error.msg} at column {error.colno}"
-            raise DataError(reason, where=where) from error
-        if not isinstance(row, dict):
-            raise DataError(f"a sample is an object, not {line[:40]}", where=where)
-        yield row, where
+        with answering as calls:
+            yield lambda samples: [
+                v for verdicts in pool.judge_batches(_batches(samples), calls) for v in verdicts
+            ]
+    finally:
+        pool.close()
 
 
-def _sample(row: dict[str, Any], where: str, needs_answer: bool) -> Sample:
-    row = dict(row)
-    prompt, completion = row.pop("prompt", None), row.pop("completion", None)
-    answer, finish = row.pop("answer", None), row.pop("finish", "stop")
-    if not _is_prompt(prompt):
-        raise DataError(
-            "prompt is neither text nor a list of messages",
-            where=where,
-            remedy='write "prompt": "..." or "prompt": [{"role": "user", "content": "..."}]',
-        )
-    if not isinstance(completion, str):
-        raise DataError(f"completion is {completion!r}, not text", where=where)
-    if finish not in get_args(Finish):
-        raise DataError(f"finish is {finish!r}, not one of {get_args(Finish)}", where=where)
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = str(answer)
-    if not isinstance(answer, str | None):
-        raise DataError(f"answer is {answer!r}, not text", where=where)
-    if needs_answer and answer is None:
-        raise DataError("the judge needs an answer and there is none", where=where)
-    name = f"line-{where.rpartition(':')[2]}"
-    return Sample(name, Prompt.of(prompt, answer, **row), 0, completion, finish=finish)
-
-
-def _is_prompt(value: Any) -> bool:
-    if isinstance(value, str):
-        return True
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(m, dict) and all(isinstance(m.get(k), str) for k in ("role", "content"))
-            for m in value
-        )
-    )
+def _batches(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
+    groups: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[sample.prompt.id].append(sample)
+    batch: list[Sample] = []
+    for group in groups.values():
+        batch += group
+        if len(batch) >= BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

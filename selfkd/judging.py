@@ -3,19 +3,18 @@
 A judge takes options in one of two ways. Either it has a parameter called `options`, annotated
 with a pydantic model (`JudgeOptions` is a good base); or its keyword parameters are its options:
 those of `__init__` for a class, the keyword-only ones (`def polite(sample, *, floor=0.5)`) for a
-function.
+function. A parameter called `caller` is no option: it is given what answers the judge's calls.
 """
 
 import difflib
 import functools
 import inspect
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticUserError
@@ -24,6 +23,16 @@ from selfkd.errors import DataError, UsageError
 from selfkd.options import Options
 from selfkd.plugins import JudgePlugin, absolute_spec, find_judge
 from selfkd.records import Verdict, content_hash
+
+if TYPE_CHECKING:
+    from selfkd.judgecalls import Caller
+
+PATHS = ("model", "policy", "python")
+"""Options of judges that may be paths."""
+OWN = "own"
+"""Stands for the policy whose round it is, where a judge says which policy it asks."""
+CALLER = "caller"
+"""The parameter that a judge takes its caller by."""
 
 FAILURES = ("error", "timeout")
 """Statuses that mean the judge broke; the others that give no reward are judgements."""
@@ -61,6 +70,32 @@ class JudgeSpec:
         """Whether every prompt must have a reference answer."""
         return self._says("needs_answer")
 
+    @property
+    def calls(self) -> bool:
+        """Whether it asks a language model, so that it may wait for long."""
+        return self._says("calls", self.engine is not None)
+
+    @property
+    def engine(self) -> str | None:
+        """Which policy of the run answers its calls: `own`, a policy's name, or none of them."""
+        said = self._said("engine", OWN if self._takes_caller else None)
+        return str(said) if said else None
+
+    @property
+    def compares(self) -> bool:
+        """Whether it looks at all samples of a prompt together."""
+        return self._says("compares")
+
+    @property
+    def writes(self) -> bool:
+        """Whether its calls make judgements, which a run records as samples."""
+        return self.engine is not None and self._says("writes", self._takes_caller)
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether its verdicts may be kept, and used again by other runs."""
+        return self._says("cacheable") and not self.writes
+
     def identity(self) -> str:
         """Hash of the judge's source and of its options, defaults included."""
         options = self.validate().model_dump(mode="json")
@@ -70,9 +105,19 @@ class JudgeSpec:
         """The options, checked; UsageError names the judge, the option, its value and the range."""
         return self._checked
 
-    def build(self) -> Any:
-        """The judge with its options bound: an instance of a class, or a function."""
+    def check_ready(self) -> None:
+        """UsageError, with the remedy, where the judge cannot run on this machine."""
+        if self.plugin.ready:
+            self.plugin.ready(self.validate())
+
+    def build(self, caller: "Caller | None" = None) -> Any:
+        """The judge with its options bound: an instance of a class, or a function.
+
+        `caller` answers its calls; a judge that takes none never sees it.
+        """
         target, arguments = self.plugin.target, self.arguments()
+        if self._takes_caller:
+            arguments[CALLER] = caller
         if self.plugin.kind == "class":
             return target(**arguments)
         return functools.partial(target, **arguments) if arguments else target
@@ -84,9 +129,13 @@ class JudgeSpec:
             return {"options": options}
         return {name: getattr(options, name) for name in options.model_fields_set}
 
+    @property
+    def _takes_caller(self) -> bool:
+        return any(p.name == CALLER for p in _parameters(self.plugin))
+
     @cached_property
     def _checked(self) -> BaseModel:
-        model = _options_model(self.plugin)
+        model = options_model(self.plugin)
         known = list(model.model_fields)
         for name in self.options if model.model_config.get("extra") != "allow" else ():
             if name not in known:
@@ -96,9 +145,34 @@ class JudgeSpec:
         except ValidationError as error:
             raise _wrong_option(self.name, model, error) from error
 
-    def _says(self, what: str) -> bool:
-        said = getattr(self.plugin.target, what, None)
-        return bool(said(self.validate()) if callable(said) else said)
+    def _says(self, what: str, otherwise: bool = False) -> bool:
+        return bool(self._said(what, otherwise))
+
+    def _said(self, what: str, otherwise: Any) -> Any:
+        said = getattr(self.plugin.target, what, otherwise)
+        return said(self.validate()) if callable(said) else said
+
+
+def absolute_judge(value: Any, base: Path) -> Any:
+    """A judge as a config has it, with the files that it and judges inside it name made absolute.
+
+    Judges stand under `use`, `judge` or `judges`. Of the options in `PATHS` those that begin with
+    ./, ../ or ~/ are paths; others are left alone.
+    """
+    if isinstance(value, str):
+        return absolute_spec(value, base)
+    if isinstance(value, list):
+        return [absolute_judge(item, base) for item in value]
+    if isinstance(value, Mapping):
+        names = ("use", "judge", "judges")
+        ways = dict.fromkeys(names, absolute_judge) | dict.fromkeys(PATHS, _absolute_path)
+        return {k: ways[k](v, base) if k in ways else v for k, v in value.items()}
+    return value
+
+
+def _absolute_path(value: Any, base: Path) -> Any:
+    is_path = isinstance(value, str) and value.startswith(("./", "../", "~/"))
+    return str((base / Path(value).expanduser()).resolve()) if is_path else value
 
 
 def resolve_judge(value: str | Mapping[str, Any] | None, base: Path) -> JudgeSpec:
@@ -106,6 +180,7 @@ def resolve_judge(value: str | Mapping[str, Any] | None, base: Path) -> JudgeSpe
 
     Files are relative to `base`. Nothing is imported yet; `JudgeSpec.validate` does that.
     """
+    value = absolute_judge(value, base)
     options = dict(value) if isinstance(value, Mapping) else {"use": value}
     spec = options.pop("use", None)
     if not isinstance(spec, str) or not spec:
@@ -113,7 +188,7 @@ def resolve_judge(value: str | Mapping[str, Any] | None, base: Path) -> JudgeSpe
             f"{value!r} names no judge",
             remedy="write judge: NAME, or judge: {use: NAME, OPTION: VALUE}",
         )
-    return JudgeSpec(absolute_spec(spec, base), options)
+    return JudgeSpec(spec, options)
 
 
 def options_doc(plugin: JudgePlugin) -> list[tuple[str, str, Any, str]]:
@@ -125,32 +200,57 @@ def options_doc(plugin: JudgePlugin) -> list[tuple[str, str, Any, str]]:
             None if field.is_required() else field.get_default(call_default_factory=True),
             field.description or "",
         )
-        for name, field in _options_model(plugin).model_fields.items()
+        for name, field in options_model(plugin).model_fields.items()
     ]
 
 
-def check_failures(verdicts: Sequence[Verdict], max_rate: float) -> None:
-    """DataError if errors and time-outs are more than the share `max_rate` of the verdicts.
+def check_failures(
+    count: int, unscored: Mapping[str, int], example: Verdict | None, max_rate: float, total: int
+) -> None:
+    """DataError if errors and time-outs are more than the share `max_rate` of `total` samples.
 
-    `unparsed` and `abstained` are judgements and do not count.
+    Of the `count` verdicts so far `unscored` counts those without a reward by status, and `example`
+    is one that failed; `unparsed` and `abstained` are judgements and do not count.
     """
-    failed = [v for v in verdicts if v.status in FAILURES]
-    if not failed or len(failed) / len(verdicts) <= max_rate:
+    failed = sum(unscored.get(status, 0) for status in FAILURES)
+    if example is None or failed <= max_rate * total:
         return
-    counts = Counter(v.status for v in verdicts if v.reward is None)
-    listed = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     raise DataError(
-        f"judge {failed[0].judge!r} failed on {len(failed)} of {len(verdicts)} samples ({listed}), "
-        f"more than the share {max_rate:g}; for example {failed[0].rationale}",
-        remedy="fix the judge (see `selfkd judge test`) or raise judging.max_failure_rate",
+        f"judge {example.judge!r} failed on {failed} of {count} samples ({_listed(unscored)}), "
+        f"more than the share {max_rate:g} of {total}; for example {example.rationale}",
+        remedy="mend the judge (see `selfkd judge test`) or raise judging.max_failure_rate; on "
+        "resume the failed ones are judged again",
     )
+
+
+def check_scored(
+    count: int, unscored: Mapping[str, int], example: Verdict | None, max_share: float, total: int
+) -> None:
+    """DataError if more than the share `max_share` of `total` samples have no reward.
+
+    Whatever the reason: what is selected among the rest is mostly what the judge could read.
+    `example` is one without a reward.
+    """
+    without = sum(unscored.values())
+    if example is None or without <= max_share * total:
+        return
+    why = f"; for example {example.rationale}"[:300] if example.rationale else ""
+    raise DataError(
+        f"judge {example.judge!r} gave {without} of {count} samples no reward "
+        f"({_listed(unscored)}), more than the share {max_share:g} of {total}{why}",
+        remedy="see why with `selfkd judge test`, or raise judging.max_unscored",
+    )
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
 
 
 def _takes_model(plugin: JudgePlugin) -> bool:
     return any(p.name == "options" and _model_of(plugin, p) for p in _parameters(plugin))
 
 
-def _options_model(plugin: JudgePlugin) -> type[BaseModel]:
+def options_model(plugin: JudgePlugin) -> type[BaseModel]:
     """The pydantic model of a judge's options, its own or one made from its signature."""
     parameters = list(_parameters(plugin))
     for parameter in parameters:
@@ -179,6 +279,8 @@ def _parameters(plugin: JudgePlugin) -> Iterator[inspect.Parameter]:
 
 def _is_option(plugin: JudgePlugin, parameter: inspect.Parameter) -> bool:
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        return False
+    if parameter.name == CALLER:
         return False
     if plugin.kind == "class":
         return True

@@ -1,33 +1,49 @@
 """Starts, resumes and forks runs: everything around the loop."""
 
-import os
+import contextlib
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from selfkd.config import Resolved, resolve
 from selfkd.errors import DataError, SelfkdError, Stopped, UsageError
 from selfkd.hardware import cores
-from selfkd.ledger import Ledger, broken, make_directory, now, policy_dir, write_atomically
+from selfkd.judging import resolve_judge
+from selfkd.ledger import (
+    Ledger,
+    broken,
+    make_directory,
+    now,
+    policy_dir,
+    share,
+    write_atomically,
+)
 from selfkd.locks import Presence, RunLock
 from selfkd.progress import Reporter
 from selfkd.provenance import provenance
+from selfkd.reporting import Reports
 from selfkd.retention import is_pruned
 from selfkd.rundir import of_verb, round_steps
-from selfkd.stopping import StopSignals
+from selfkd.stopping import EndOfRun, StopSignals
 from selfkd.yamlfile import flatten
+
+if TYPE_CHECKING:
+    from selfkd.run import Run
 
 SCHEMA = 1
 """Version of the run directory's layout."""
 
 OPERATIONAL = re.compile(
-    r"rounds|judging\..*|cluster\..*|keep_policies\..*"
-    r"|engine\.(max_num_seqs|kv_cache_gib|sync|residency|max_restarts|start_timeout)"
+    r"rounds|report_to|judging\.(?!anchors).*|cluster\..*|controls\.action|alarms\..*"
+    r"|keep_policies\..*"
+    r"|engine\.(max_num_seqs|kv_cache_gib|gpu_memory|replicas|tensor_parallel_size|sync|residency"
+    r"|max_restarts|start_timeout)"
 )
 """Keys that may change on resume: they say how a run is carried out, not what it computes. More
 rounds extend a run."""
@@ -72,7 +88,9 @@ def resume_with(path: Path, resolved: Resolved) -> Resolved:
 def fork_run(path: Path, round: int, name: str | None, overrides: Sequence[str] = ()) -> Path:
     """Create a run that shares the rounds of `path` before `round`, under a changed config.
 
-    Shards and policies are hard links where the file system allows it, copies elsewhere.
+    Shards and policies are hard links where the file system allows it, copies elsewhere. From
+    `round` on the fork takes over what is still asked for in the same way, by the same policy: the
+    samples of that round, unless the change is in how they are drawn (`Ledger.offered`).
     """
     raw, head = read_run(path)
     resolved = resolve(raw, overrides, file=str(path / "run.yaml"))
@@ -83,9 +101,41 @@ def fork_run(path: Path, round: int, name: str | None, overrides: Sequence[str] 
             where=str(path),
             remedy=f"fork at round {len(finished)} or before",
         )
+    if head.get("parent") and "again" in head["parent"]:
+        raise UsageError(
+            "this run only holds what another one sampled: it has no policies to go on from",
+            where=str(path),
+            remedy=f"fork {head['parent']['run']} with the new judge or rules: its samples are "
+            "used again where they fit",
+        )
     _refuse_pruned(path, round)
+    with staged_run(path, resolved, {"round": round}, name, "fork") as staged:
+        for number in range(round):
+            share(path / "rounds" / f"{number:03d}", staged.path / "rounds" / f"{number:03d}")
+            policy = f"policies/round-{number + 1:03d}"
+            if (path / policy).exists():
+                share(path / policy, staged.path / policy)
+    return staged.target
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A run in the making: what is put into `path` is in `target` once it is whole."""
+
+    path: Path
+    target: Path
+
+
+@contextlib.contextmanager
+def staged_run(
+    path: Path, resolved: Resolved, lineage: Mapping[str, Any], name: str | None, what: str
+) -> Iterator[Staged]:
+    """A run made from the run `path`, whose name and creation are added to its `lineage`.
+
+    `name` defaults to that of the parent and `what`; UsageError where it is taken.
+    """
     target = (
-        _next_free(path.parent, f"{path.name}-fork")
+        _next_free(path.parent, f"{path.name}-{what}")
         if name is None
         else path.parent / name_of(name)
     )
@@ -95,15 +145,11 @@ def fork_run(path: Path, round: int, name: str | None, overrides: Sequence[str] 
         )
     staged = target.with_name(f".tmp-{target.name}")
     shutil.rmtree(staged, ignore_errors=True)
-    for number in range(round):
-        _share(path / "rounds" / f"{number:03d}", staged / "rounds" / f"{number:03d}")
-        policy = f"policies/round-{number + 1:03d}"
-        if (path / policy).exists():
-            _share(path / policy, staged / policy)
-    parent = {"run": path.name, "created": head["created"], "round": round}
+    yield Staged(staged, target)
+    head = read_run(path)[1]
+    parent = {"run": path.name, "created": head["created"], **lineage}
     _create(staged, resolved, parent=parent)
     staged.rename(target)
-    return target
 
 
 def _refuse_pruned(path: Path, round: int) -> None:
@@ -125,30 +171,59 @@ def _pruned_for(path: Path, round: int) -> list[str]:
     return [n for n in trained if is_pruned(policy_dir(path, n))]
 
 
-def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: bool = False) -> str:
+def execute(
+    path: Path,
+    resolved: Resolved,
+    reporter: Reporter,
+    *,
+    skip_bad: bool = False,
+    play: "Callable[[Run], None] | None" = None,
+) -> str:
     """Run the loop to its end in the run directory `path`; the name of the best policy.
 
     Everything recorded is replayed, so this is also how a run is resumed. Raises Stopped on a
-    requested stop; every other SelfkdError is recorded as `run_failed` first.
+    requested stop; every other SelfkdError is recorded as `run_failed` first. `play` is done with
+    the run instead of the whole loop.
     """
-    from selfkd.assembly import assemble
-    from selfkd.run import EndOfRun
+    from selfkd.again import judge_again
+    from selfkd.assembly import assemble, assemble_record
 
     started = time.monotonic()
-    parent = read_run(path)[1].get("parent")
-    with RunLock(path) as lock, Presence() as presence, StopSignals() as stop:
-        ledger = Ledger(path, inherited=parent["round"] - 1 if parent else -1)
+    parent = read_run(path)[1].get("parent") or {}
+    again = parent.get("again")
+    play = play or (judge_again if again else lambda run: resolved.loop.fn(run, resolved.options))
+    with (
+        Reports(path, resolved.config.report_to, reporter) as reports,
+        RunLock(path) as lock,
+        Presence() as presence,
+        StopSignals() as stop,
+    ):
+        inherited = parent["round"] - 1 if parent else -1
+        offered = _origin(path, parent, resolved) if parent and not again else None
+        ledger = Ledger(path, inherited=inherited, offered=offered)
         if lock.stale:
             text = f"process {lock.stale.get('pid')} ended without finishing this run; going on"
             reporter.event("message", text=text, level="warning")
         if presence.others:
             text = f"another run is at work here: the two share {cores()} cores, and the memory"
             reporter.event("message", text=text, level="warning")
+
+        def check() -> None:
+            reports.check()
+            stop.check()
+
         try:
-            with assemble(path, resolved, ledger, reporter, stop.check, skip_bad=skip_bad) as run:
+            parts = (path, resolved, ledger, reporter, check)
+            # The policies that sampled are only needed where one of them is to judge.
+            if again and not resolved.judge.engine:
+                gathered = assemble_record(*parts, judging="judge" in again)
+            else:
+                gathered = assemble(*parts, skip_bad=skip_bad)
+            with gathered as run:
+                reports.start()
                 reason = ""
                 try:
-                    resolved.loop.fn(run, resolved.options)
+                    play(run)
                 except EndOfRun as end:
                     reason = end.reason
                 run.finish()
@@ -162,6 +237,16 @@ def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: boo
             if not isinstance(error.__cause__, OSError):
                 ledger.event("run_failed", error=str(error))
             raise
+
+
+def _origin(path: Path, parent: Mapping[str, Any], resolved: Resolved) -> Path | None:
+    """The run that a fork comes from, if it is still there and drew with the same seed."""
+    origin = path.parent / parent["run"]
+    with contextlib.suppress(SelfkdError):
+        raw, head = read_run(origin)
+        if head["created"] == parent["created"] and raw["seed"] == resolved.config.seed:
+            return origin
+    return None
 
 
 def read_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -190,10 +275,15 @@ def _settled(
 ) -> Resolved:
     """`resolved` if it may continue the run, whose record is then brought up to date."""
     document = resolved.document()
-    old, new = flatten(raw), flatten(document)
+    # Resolved again: a run that began before a key existed has the key's default.
+    before = resolve(raw, file=str(path / "run.yaml")).document()
+    old, new = flatten(before), flatten(document)
     changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+    free = [key for key in ("judge", "gold_judge") if _same_judge(raw.get(key), document.get(key))]
     refused = [
-        f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in changed if not OPERATIONAL.fullmatch(k)
+        f"{k}: {old.get(k)!r} -> {new.get(k)!r}"
+        for k in changed
+        if not OPERATIONAL.fullmatch(k) and k.partition(".")[0] not in free
     ]
     if head["loop_identity"] != resolved.loop.identity:
         refused.append(f"the code of loop {resolved.loop.name} ({resolved.loop.source})")
@@ -208,11 +298,23 @@ def _settled(
     return resolved
 
 
+def _same_judge(old: Any, new: Any) -> bool:
+    """Whether two judges differ at most in how they are carried out, such as in a budget."""
+    if old is None or new is None:
+        return False
+    try:
+        one, other = (resolve_judge(value, Path.cwd()).identity() for value in (old, new))
+    except UsageError:
+        return False
+    return one == other
+
+
 def _create(path: Path, resolved: Resolved, *, parent: Mapping[str, Any] | None) -> None:
     head = {
         "schema": SCHEMA,
         "created": now(),
         "loop_identity": resolved.loop.identity,
+        "paper": resolved.loop.paper,
         "judge_identity": resolved.judge.identity(),
         "parent": parent,
         **provenance(),
@@ -232,13 +334,3 @@ def _next_free(root: Path, stem: str) -> Path:
     while (root / f"{stem}-{number:03d}").exists():
         number += 1
     return root / f"{stem}-{number:03d}"
-
-
-def _share(source: Path, target: Path) -> None:
-    def link(old: str, new: str) -> None:
-        try:
-            os.link(old, new)
-        except OSError:
-            shutil.copy2(old, new)
-
-    shutil.copytree(source, target, copy_function=link)

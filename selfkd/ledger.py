@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,9 @@ import pyarrow.parquet as pq
 
 from selfkd.errors import DataError, InfrastructureError, UsageError
 from selfkd.records import content_hash
+
+TAKEN_OVER = ("prompts", "generate", "judge")
+"""Verbs whose steps a fork may take over from its parent."""
 
 
 def now() -> str:
@@ -145,11 +148,11 @@ class Step:
             "sha256": hashlib.sha256(data).hexdigest(),
         }
 
-    def read(self, index: int) -> pa.Table:
-        """Read one shard back."""
+    def read(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read one shard back, or some columns of it."""
         path = self.shard_path(index)
         try:
-            return pq.read_table(path)
+            return pq.read_table(path, columns=list(columns) if columns else None)
         except (OSError, pa.ArrowInvalid) as error:
             raise broken(path, str(error)) from error
 
@@ -212,10 +215,13 @@ MARKER = "round"
 class Ledger:
     """The steps, policies and events of one run directory."""
 
-    def __init__(self, path: Path, *, inherited: int = -1) -> None:
+    def __init__(self, path: Path, *, inherited: int = -1, offered: Path | None = None) -> None:
         self.path = path
         self.inherited = inherited
         """Rounds up to this one came from a parent run and are taken as they are."""
+        self.offered = offered
+        """A run whose prompts, samples and verdicts are taken over where their steps are the same
+        (same fingerprint), instead of being made again."""
         self._orders: dict[int, int] = {}
         self._seq = self._repair_events()
 
@@ -248,6 +254,8 @@ class Ledger:
                 fingerprint = recorded["fingerprint"]
         else:
             self._refuse_other_order(round, order, name)
+            self._take_over(path, verb, label, fingerprint)
+        if not record.exists():
             make_directory(path)
             write_json(
                 record,
@@ -269,6 +277,22 @@ class Ledger:
         for leftover in path.glob(".tmp-*"):
             leftover.unlink()
         return step
+
+    def _take_over(self, path: Path, verb: str, label: str, fingerprint: str) -> None:
+        """Share the step from the run that offers it, if it has the same one, finished."""
+        if self.offered is None or verb not in TAKEN_OVER:
+            return
+        round = self.offered / "rounds" / path.parent.name
+        for step in round.glob(f"*-{verb}-{label}" if label else f"*-{verb}"):
+            record = step / "step.json"
+            if not (step / "manifest.json").exists() or not record.exists():
+                continue
+            if json.loads(record.read_text())["fingerprint"] == fingerprint:
+                staged = path.with_name(f".tmp-{path.name}")
+                shutil.rmtree(staged, ignore_errors=True)
+                share(step, staged)
+                staged.rename(path)
+                return
 
     def _refuse_other_order(self, round: int, order: int, name: str) -> None:
         # A crash right after the directory was made leaves it empty, under this very name.
@@ -325,8 +349,24 @@ class Ledger:
 
 
 def policy_dir(run: Path, policy: str) -> Path:
-    """Where a run keeps the policy `round-N`."""
-    return run / "policies" / f"round-{int(policy.removeprefix('round-')):03d}"
+    """Where a run keeps the policy `round-N`, or `round-N+STEPS` on the way to it."""
+    number, plus, steps = policy.removeprefix("round-").partition("+")
+    return run / "policies" / f"round-{int(number):03d}{plus}{steps}"
+
+
+def share(source: Path, target: Path) -> None:
+    """Copy a folder whose files never change: by hard links where the file system allows it."""
+
+    def link(old: str, new: str) -> None:
+        try:
+            os.link(old, new)
+        except OSError:
+            shutil.copy2(old, new)
+
+    try:
+        shutil.copytree(source, target, copy_function=link)
+    except OSError as error:
+        raise disk_error(error, target) from error
 
 
 def make_directory(path: Path) -> None:

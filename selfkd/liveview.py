@@ -78,8 +78,11 @@ class RichReporter:
         facts = (f"judge {fields['judge']}", fields["engine"], rounds)
         first = Text(f"{fields['name']}  ", style="bold cyan")
         first.append(f"{fields['loop']} on {fields['model']}", style="bold default")
-        first.append(f"{dot}{dot.join(map(str, facts))}", style="default")
-        for line in (first, Text(f"in {fields['path']}", style="dim")):
+        rest = Text(dot.join(map(str, facts)))
+        lines = [first, rest, Text(f"in {fields['path']}", style="dim")]
+        if len(first) + len(dot) + len(rest) <= self._console.width:
+            lines[:2] = [Text.assemble(first, dot, rest)]
+        for line in lines:
             self._console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
 
     # -- drawing, by the thread that refreshes the screen -----------------------------------------

@@ -10,6 +10,7 @@ samples         own samples
 scored          own samples with a reward
 unscored        own samples judged without a reward
 unscored_by     {status: count} of the unscored
+scored_share    scored / (scored + unscored): how much of the round the judge's figures speak for
 kept            samples kept, over all keep steps
 dropped         {reason: count} of the others
 reward_mean     mean reward of the scored; reward_p10, _p50, _p90: quantiles, interpolated
@@ -28,11 +29,18 @@ unique          share of distinct completions among a prompt's samples, averaged
 tokens          tokens sampled
 seconds         {"generate", "judge", "train", "evaluate"}: wall-clock of the finished steps;
                 evaluate holds all held-out steps, judge is without waiting for samples
-train           {"steps", "examples", "loss_first", "loss_last", "start"} and, where weights stayed
-                as they were, "no_signal": true
+train           {"steps", "examples", "loss_first", "loss_last", "start"} over all trainings of the
+                round and, where weights stayed as they were, "no_signal": true
 pairs           {"pairs", "prompts", "margin_mean", "chosen_length", "rejected_length"} of what was
                 compared: pairs made, prompts they are of, mean gap in reward, mean tokens
+agreement       of the judge with gold where both scored the same samples (step `judge-audit`), else
+                null: {"samples", "coverage", "auc", "pairs", "pair_accuracy"}, see
+                `selfkd.audit`
 gate            {"policy", "decision", "best", "p_value", "delta"}
+controls        {kind: {"count", "failed", "reward_mean", "fails"}} of the planted controls: those
+                that could be compared, those that failed, whether more failed than may; or null
+prompts, reward_stderr, reward_best, reward_best_stderr, reward_top, reward_length, similarity,
+overlap, anchors  what alarms look at: see `selfkd.signals`
 extra           {label: {"samples", "scored", "kept", "reward_mean"}} of further sampling in the
                 round, such as STaR's rationalisation
 """
@@ -44,24 +52,32 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import ValidationError
 
+from selfkd.alarmconfig import AlarmConfig
 from selfkd.alarms import Alarm, alarms
+from selfkd.audit import audit_figures
 from selfkd.diversity import Tokens, distinct_2, unique
 from selfkd.records import content_hash
 from selfkd.rundir import (
+    ANCHORS,
+    APART,
+    CONTROLS,
     HELDOUT,
     StepRecord,
     codes,
     counts,
     of_verb,
     read_columns,
+    read_config,
     read_lines,
     round_numbers,
     round_steps,
     run_facts,
 )
+from selfkd.signals import anchor_figures, overlap, reward_signals, similarity
 
-__all__ = ["Alarm", "alarms", "curves_document", "recorded_rows", "round_rows"]
+__all__ = ["Alarm", "alarms", "curves_document", "recorded_rows", "round_rows", "run_alarms"]
 
 Row = dict[str, Any]
 
@@ -102,6 +118,15 @@ def recorded_rows(run_dir: Path) -> list[Row]:
     return rows
 
 
+def run_alarms(run_dir: Path, rows: Sequence[Row]) -> list[Alarm]:
+    """The alarms of a run's rows, by the thresholds of its own config."""
+    section = read_config(run_dir).get("alarms") or {}
+    try:
+        return alarms(rows, AlarmConfig.model_validate(section))
+    except ValidationError:  # of a version that has other alarms
+        return alarms(rows)
+
+
 def _round_row(number: int, steps: Sequence[StepRecord]) -> Row:
     if not all(step.finished for step in steps):
         return _figures(number, steps)
@@ -114,7 +139,9 @@ def _round_row(number: int, steps: Sequence[StepRecord]) -> Row:
 def _figures(number: int, steps: Sequence[StepRecord]) -> Row:
     steps = [s for s in steps if s.finished or s.shards()]
     heldout = [s for s in steps if s.label == HELDOUT]
-    own = [s for s in steps if s.label != HELDOUT]
+    planted = [s for s in steps if s.label == CONTROLS]
+    again = [s for s in steps if s.label == ANCHORS]
+    own = [s for s in steps if s.label not in APART]
     main = [s for s in own if not s.label]
     sampled = [*of_verb(main, "generate"), *of_verb(heldout, "generate")]
     return {
@@ -122,17 +149,25 @@ def _figures(number: int, steps: Sequence[StepRecord]) -> Row:
         "policy": sampled[0].args().get("policy_name") if sampled else None,
         **_sample_figures(of_verb(main, "generate")),
         **_reward_figures(of_verb(main, "judge")),
+        **reward_signals(of_verb(main, "generate"), of_verb(main, "judge")),
+        "similarity": similarity(of_verb(main, "generate")),
+        "overlap": overlap(own, heldout),
+        "anchors": anchor_figures(again),
         **_keep_figures(of_verb(own, "keep")),
         **_heldout_figures(of_verb(heldout, "judge")),
         "seconds": {
             "generate": _seconds(of_verb(own, "generate")),
-            "judge": _seconds(of_verb(own, "judge")),
+            "judge": _seconds(of_verb([*own, *planted, *again], "judge")),
             "train": _seconds(of_verb(own, "train")),
             "evaluate": _seconds(heldout),
         },
         "train": _train_figures(of_verb(own, "train")),
         "pairs": _pair_figures(of_verb(main, "pair")),
+        "agreement": audit_figures(of_verb(own, "judge")),
         "gate": next((s.summary for s in of_verb(steps, "gate") if s.finished), None),
+        "controls": next(
+            (s.summary["controls"] for s in of_verb(planted, "judge") if s.finished), None
+        ),
         "extra": _extra_figures([s for s in own if s.label]),
     }
 
@@ -183,7 +218,8 @@ def _sample_figures(steps: Sequence[StepRecord]) -> Row:
 
 def _reward_figures(steps: Sequence[StepRecord]) -> Row:
     quantiles = {"reward_p10": 0.1, "reward_p50": 0.5, "reward_p90": 0.9}
-    names = ("scored", "unscored", "unscored_by", "reward_mean", *quantiles, "pass_at_k")
+    names = ("scored", "unscored", "unscored_by", "scored_share", "reward_mean")
+    names = (*names, *quantiles, "pass_at_k")
     if not steps:
         return dict.fromkeys(names)
     table = _table(steps, ["prompt_id", "reward", "status"])
@@ -193,15 +229,16 @@ def _reward_figures(steps: Sequence[StepRecord]) -> Row:
         "scored": int(known.sum()),
         "unscored": int((~known).sum()),
         "unscored_by": counts(table.filter(pa.array(~known)).column("status")),
+        "scored_share": float(known.mean()) if len(known) else None,
     }
     if known.any():
         row["reward_mean"] = float(rewards[known].mean())
         row |= {name: float(np.quantile(rewards[known], q)) for name, q in quantiles.items()}
-        row["pass_at_k"] = _pass_at_k(codes(table.column("prompt_id"))[known], rewards[known])
+        row["pass_at_k"] = pass_at_k(codes(table.column("prompt_id"))[known], rewards[known])
     return row
 
 
-def _pass_at_k(prompts: np.ndarray, rewards: np.ndarray) -> dict[str, float]:
+def pass_at_k(prompts: np.ndarray, rewards: np.ndarray) -> dict[str, float]:
     """Unbiased pass@k; `prompts` holds one number a sample, `rewards` its reward."""
     n = np.bincount(prompts)
     c = np.bincount(prompts, weights=rewards >= SUCCESS)
@@ -248,10 +285,23 @@ def _heldout_figures(steps: Sequence[StepRecord]) -> Row:
 
 
 def _train_figures(steps: Sequence[StepRecord]) -> Row | None:
+    """The trainings of a round, several where it was cut by weight syncs, as one."""
     if not steps:
         return None
+    parts = [_training(step) for step in steps]
+    losses = [part for part in parts if part["loss_first"] is not None]
+    flags = {k: v for k, v in parts[0].items() if v is True and all(p.get(k) for p in parts)}
+    return {
+        "steps": sum(part["steps"] or 0 for part in parts),
+        "examples": sum(part["examples"] or 0 for part in parts),
+        "loss_first": losses[0]["loss_first"] if losses else None,
+        "loss_last": losses[-1]["loss_last"] if losses else None,
+        "start": parts[0]["start"],
+    } | flags
+
+
+def _training(step: StepRecord) -> Row:
     names = ("steps", "examples", "loss_first", "loss_last", "start")
-    step = steps[-1]
     if step.finished:
         flags = {k: v for k, v in step.summary.items() if v is True}
         return {name: step.summary.get(name) for name in names} | flags

@@ -33,10 +33,15 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "vocab.txt", "merges.txt")
 
 
+def cache_root() -> Path:
+    """Folder of what is kept between runs: `$SELFKD_CACHE`, or `~/.cache/selfkd`."""
+    root = os.environ.get("SELFKD_CACHE")
+    return Path(root).expanduser() if root else Path.home() / ".cache" / "selfkd"
+
+
 def cache_dir() -> Path:
     """Folder of the cached models."""
-    root = os.environ.get("SELFKD_CACHE")
-    return (Path(root).expanduser() if root else Path.home() / ".cache" / "selfkd") / "models"
+    return cache_root() / "models"
 
 
 def resolve_model(value: str) -> Path:

@@ -1,17 +1,21 @@
 """What a round can train on: an objective names its data, its view and its options."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 from selfkd.chat import render
 from selfkd.errors import UsageError
-from selfkd.records import Example, Sample
-from selfkd.tables import Kept, Pairs, Scored
+from selfkd.records import Example, Prompt, Sample
+from selfkd.tables import Kept, Pairs, Samples, Scored
 from selfkd.views import View, plain
 
 Which = Literal["base", "previous", "best"]
 """A policy of the run: the base model, the round's own, or the best one so far."""
+
+Guide = Which | Literal["teacher"]
+"""Whom a training is held to or drawn towards: a policy of the run, or the model that `run.teacher`
+added to it."""
 
 
 class Objective(Protocol):
@@ -22,8 +26,9 @@ class Objective(Protocol):
     """What a round did not do where there is no example."""
 
     @property
-    def ref(self) -> Which | None:
-        """The policy whose log-probabilities anchor the training, if any does."""
+    def ref(self) -> Guide | None:
+        """The policy whose predictions the training is held to or drawn towards, if there is one
+        that stays the same meanwhile."""
         ...
 
     def inputs(self) -> list[str]:
@@ -34,8 +39,8 @@ class Objective(Protocol):
         """What the trainer needs to know besides the examples; plain values."""
         ...
 
-    def examples(self, tokenizer: Any) -> list[Example]:
-        """What is trained on."""
+    def examples(self, tokenizer: Any) -> Iterable[Example]:
+        """What is trained on, in the same order every time."""
         ...
 
 
@@ -53,7 +58,7 @@ class SFT:
     view: View
 
     def __init__(self, *data: Kept, view: View = plain) -> None:
-        _freeze(self, data=data, view=view)
+        freeze(self, data=data, view=view)
 
     @property
     def ref(self) -> None:
@@ -67,19 +72,18 @@ class SFT:
         """What the trainer needs to know besides the examples."""
         return {"view": self.view.name}
 
-    def examples(self, tokenizer: Any) -> list[Example]:
+    def examples(self, tokenizer: Any) -> Iterator[Example]:
         """One example per kept sample that is not empty."""
-        return [
-            Example(
+        prompt = Rendered(tokenizer, self.view)
+        for sample, weight in kept_samples(self.data):
+            yield Example(
                 id=f"sft-{sample.id}",
                 prompt_id=sample.prompt.id,
                 sample_ids=(sample.id,),
-                prompt_tokens=_prompt(tokenizer, sample, self.view),
+                prompt_tokens=prompt(sample),
                 completion_tokens=sample.tokens,
                 weight=weight,
             )
-            for sample, weight in _kept(self.data)
-        ]
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -91,7 +95,7 @@ class Mixture:
     parts: tuple[SFT, ...]
 
     def __init__(self, *parts: SFT) -> None:
-        _freeze(self, parts=parts)
+        freeze(self, parts=parts)
 
     @property
     def ref(self) -> None:
@@ -105,13 +109,11 @@ class Mixture:
         """What the trainer needs to know besides the examples."""
         return {"view": [part.view.name for part in self.parts]}
 
-    def examples(self, tokenizer: Any) -> list[Example]:
+    def examples(self, tokenizer: Any) -> Iterator[Example]:
         """The examples of every part; the same sample under two views gives two."""
-        return [
-            replace(example, id=f"{example.id}-{number}")
-            for number, part in enumerate(self.parts)
-            for example in part.examples(tokenizer)
-        ]
+        for number, part in enumerate(self.parts):
+            for example in part.examples(tokenizer):
+                yield replace(example, id=f"{example.id}-{number}")
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -151,8 +153,8 @@ class DPO:
                 f"DPO(beta={beta}, alpha={alpha}, label_smoothing={label_smoothing}) is no loss",
                 remedy="beta > 0, alpha >= 0 and 0 <= label_smoothing < 0.5",
             )
-        _freeze(self, data=data, beta=beta, alpha=alpha, ref=ref, view=view)
-        _freeze(self, label_smoothing=label_smoothing)
+        freeze(self, data=data, beta=beta, alpha=alpha, ref=ref, view=view)
+        freeze(self, label_smoothing=label_smoothing)
 
     def inputs(self) -> list[str]:
         """Fingerprints of the recorded steps this trains on."""
@@ -166,12 +168,13 @@ class DPO:
     def examples(self, tokenizer: Any) -> list[Example]:
         """One example a pair; a pair that was made twice gives two."""
         rows = [row for pairs in self.data for row in pairs.rows()]
+        prompt = Rendered(tokenizer, self.view)
         return [
             Example(
                 id=f"dpo-{number}-{chosen.id}",
                 prompt_id=pair.prompt_id,
                 sample_ids=(chosen.id, rejected.id),
-                prompt_tokens=_prompt(tokenizer, chosen, self.view),
+                prompt_tokens=prompt(chosen),
                 completion_tokens=chosen.tokens,
                 rejected_tokens=rejected.tokens,
                 weight=pair.weight,
@@ -215,8 +218,8 @@ class KTO:
                 f"KTO(beta={beta}, weights={weights}) is no loss",
                 remedy="beta > 0 and no negative weight",
             )
-        _freeze(self, data=data, desirable=desirable, beta=beta, weights=weights)
-        _freeze(self, ref=ref, view=view)
+        freeze(self, data=data, desirable=desirable, beta=beta, weights=weights)
+        freeze(self, ref=ref, view=view)
 
     def inputs(self) -> list[str]:
         """Fingerprints of the recorded steps this trains on."""
@@ -241,8 +244,9 @@ class KTO:
             if isinstance(kept.scored, Scored)
             for v in kept.scored.verdicts.values()
         }
+        prompt = Rendered(tokenizer, self.view)
         found = []
-        for sample, weight in _kept(self.data):
+        for sample, weight in kept_samples(self.data):
             reward = rewards.get(sample.id)
             if reward is None:
                 continue
@@ -252,7 +256,7 @@ class KTO:
                     id=f"kto-{sample.id}",
                     prompt_id=sample.prompt.id,
                     sample_ids=(sample.id,),
-                    prompt_tokens=_prompt(tokenizer, sample, self.view),
+                    prompt_tokens=prompt(sample),
                     completion_tokens=sample.tokens if good else (),
                     rejected_tokens=None if good else sample.tokens,
                     weight=weight,
@@ -261,14 +265,29 @@ class KTO:
         return found
 
 
-def _freeze(objective: object, **values: Any) -> None:
+def freeze(objective: object, **values: Any) -> None:
+    """Set fields of a frozen objective, for its `__init__`."""
     for name, value in values.items():
         object.__setattr__(objective, name, value)
 
 
-def _kept(data: Sequence[Kept]) -> Iterator[tuple[Sample, float]]:
-    return ((s, weight) for kept in data for s, weight in kept.rows() if s.tokens)
+def kept_samples(data: Sequence[Kept | Samples]) -> Iterator[tuple[Sample, float]]:
+    """The samples that are not empty, with their weights."""
+    for part in data:
+        rows = part if isinstance(part, Kept) else ((s, 1.0) for s in part.rows)
+        yield from ((sample, weight) for sample, weight in rows if sample.tokens)
 
 
-def _prompt(tokenizer: Any, sample: Sample, view: View) -> tuple[int, ...]:
-    return tuple(render(tokenizer, list(view(sample.prompt))))
+class Rendered:
+    """Tokens of samples' prompts under a view; those of one prompt usually come together."""
+
+    def __init__(self, tokenizer: Any, view: View) -> None:
+        self._tokenizer = tokenizer
+        self._view = view
+        self._last: tuple[Prompt | None, tuple[int, ...]] = (None, ())
+
+    def __call__(self, sample: Sample) -> tuple[int, ...]:
+        if self._last[0] is not sample.prompt:
+            tokens = render(self._tokenizer, list(self._view(sample.prompt)))
+            self._last = (sample.prompt, tuple(tokens))
+        return self._last[1]

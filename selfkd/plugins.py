@@ -24,6 +24,9 @@ JudgeKind = Literal["function", "async", "class", "trl"]
 
 Said = bool | Callable[[Any], bool] | None
 """What a judge says of itself: yes, no, nothing, or a function of its options."""
+Engine = str | Callable[[Any], str | None] | None
+"""Which policy a judge asks: `own` (the round's), a policy's name, none, or a function of its
+options."""
 
 T = TypeVar("T")
 
@@ -36,6 +39,7 @@ class _Mark:
     name: str
     paper: str = ""
     options: type | None = None
+    ready: Callable[[Any], None] | None = None
 
 
 def loop(name: str, *, paper: str = "", options: type | None = None) -> Callable[[T], T]:
@@ -46,14 +50,36 @@ def loop(name: str, *, paper: str = "", options: type | None = None) -> Callable
     return _marker(_Mark("loop", name, paper, options))
 
 
-def judge(name: str, *, gold: Said = None, needs_answer: Said = None) -> Callable[[T], T]:
+def judge(
+    name: str,
+    *,
+    gold: Said = None,
+    needs_answer: Said = None,
+    calls: Said = None,
+    engine: Engine = None,
+    writes: Said = None,
+    compares: Said = None,
+    ready: Callable[[Any], None] | None = None,
+    cacheable: Said = None,
+) -> Callable[[T], T]:
     """Register a judge function or class under a name of its own.
 
     `gold`: it compares with the reference answer. `needs_answer`: prompts without one are refused
-    before the run starts. A class may say both as class variables instead.
+    before the run starts. `calls`: it asks a language model (`selfkd.judgecalls`), so it may wait
+    long. `engine`: which policy of the run it asks. `writes`: what it is told are judgements that a
+    run records. `compares`: it looks at all samples of a prompt together. `cacheable`: its verdicts
+    cost so much that they are kept for good; they depend on what it is shown of the prompt and the
+    completion (of all completions, if it compares), and not on ids, tokens or policies. `ready` is
+    called with the options before a run starts, and again where the judge starts; it raises
+    UsageError with the remedy where something that the judge needs is not there.
+
+    A judge with a parameter `caller` calls, asks the round's own policy and writes, unless it says
+    otherwise. A class may say all of these but `ready` as class variables instead.
     """
-    said = {"gold": gold, "needs_answer": needs_answer}
-    return _marker(_Mark("judge", name), **{k: v for k, v in said.items() if v is not None})
+    said: dict[str, Any] = {"gold": gold, "needs_answer": needs_answer, "calls": calls}
+    said |= {"engine": engine, "writes": writes, "compares": compares, "cacheable": cacheable}
+    mark = _Mark("judge", name, ready=ready)
+    return _marker(mark, **{k: v for k, v in said.items() if v is not None})
 
 
 def _marker(mark: _Mark, **attributes: Any) -> Callable[[T], T]:
@@ -98,6 +124,8 @@ class JudgePlugin:
     source: str
     identity: str
     """Hash of the source file's bytes and the name; options are not part of it."""
+    ready: Callable[[Any], None] | None = None
+    """Raises UsageError where the judge, with the given options, cannot run on this machine."""
 
 
 def find_loop(spec: str) -> LoopPlugin:
@@ -116,7 +144,9 @@ def find_judge(spec: str) -> JudgePlugin:
     """Import the judge that `spec` names, and nothing else."""
     found = _find("judge", spec)
     kind = _judge_kind(found)
-    return JudgePlugin(found.name, found.spec, found.target, kind, *found.description())
+    mark = _mark_of(found.target, "judge")
+    ready = mark.ready if mark else None
+    return JudgePlugin(found.name, found.spec, found.target, kind, *found.description(), ready)
 
 
 def list_plugins(kind: Kind) -> list[tuple[str, str, str]]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
@@ -49,6 +49,10 @@ class Prompt:
         """The last user message: what a judge usually wants to see."""
         return next((m["content"] for m in reversed(self.messages) if m["role"] == "user"), "")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What dataclasses do by themselves is slow, and every sample crosses to a judge.
+        return Prompt, (self.id, self.messages, self.answer, self.columns)
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -87,6 +91,9 @@ class Sample:
     ) -> "Verdict":
         """A judge's verdict on this sample; the pool that runs the judge fills in its name."""
         return Verdict(self.id, self.prompt.id, "", reward, status, answer, rationale, cost_usd)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Sample, tuple(getattr(self, name) for name in self.__slots__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +134,24 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Teaching:
+    """The K likeliest tokens at each of a sample's T tokens, by a served teacher: T times K."""
+
+    sample_id: str
+    prompt_id: str
+    teacher: str
+    ids: tuple[int, ...]
+    """-1 where the teacher told of fewer."""
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """What a trainer consumes: prompt and completion tokens, and the samples they come from.
 
     `completion_tokens` are to become likelier, `rejected_tokens` less likely; a pair has both, an
-    unpaired rejected sample (KTO) has no completion tokens.
+    unpaired rejected sample (KTO) has no completion tokens. A teacher (GKD) says what should follow
+    each token of the completion.
     """
 
     id: str
@@ -141,9 +161,17 @@ class Example:
     completion_tokens: tuple[int, ...]
     rejected_tokens: tuple[int, ...] | None = None
     weight: float = 1.0
+    token_weights: tuple[float, ...] | None = None
+    """Weight of each completion token, times `weight`; None: all 1."""
+    teacher_prompt_tokens: tuple[int, ...] | None = None
+    """What the teacher sees in place of `prompt_tokens`; None: the same."""
+    teacher_ids: tuple[int, ...] | None = None
+    """Of a served teacher: as in `Teaching`."""
+    teacher_logprobs: tuple[float, ...] | None = None
 
 
 _TOKENS = pa.list_(pa.int32())
+_FLOATS = pa.list_(pa.float32())
 _STRINGS = pa.list_(pa.string())
 
 PROMPTS = pa.schema(
@@ -152,9 +180,10 @@ PROMPTS = pa.schema(
         ("messages", pa.string()),
         ("answer", pa.string()),
         ("columns", pa.string()),
+        ("tokens", _TOKENS),
     ]
 )
-"""`messages` and `columns` are JSON text."""
+"""`messages` and `columns` are JSON text; `tokens` are the messages under the step's view."""
 
 SAMPLES = pa.schema(
     [
@@ -214,76 +243,114 @@ EXAMPLES = pa.schema(
         ("completion_tokens", _TOKENS),
         ("rejected_tokens", _TOKENS),
         ("weight", pa.float64()),
+        ("token_weights", _FLOATS),
+        ("teacher_prompt_tokens", _TOKENS),
+        ("teacher_ids", _TOKENS),
+        ("teacher_logprobs", _FLOATS),
+    ]
+)
+
+TEACHINGS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("teacher", pa.string()),
+        ("ids", _TOKENS),
+        ("logprobs", _FLOATS),
     ]
 )
 
 
+def texts(values: Sequence[str | None]) -> pa.Array:
+    """Strings as an Arrow column.
+
+    Parquet strings are UTF-8 and a lone surrogate has no UTF-8 form: it is kept, visibly escaped.
+    """
+    try:
+        return pa.array(values, type=pa.string())
+    except UnicodeEncodeError:
+        return pa.array([_utf8(v) for v in values], type=pa.string())
+
+
 def _utf8(text: str | None) -> str | None:
-    # Parquet strings are UTF-8 and a lone surrogate has no UTF-8 form: keep it, visibly escaped.
     return None if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def prompts_table(prompts: Iterable[Prompt]) -> pa.Table:
-    """Prompts as an Arrow table of schema `PROMPTS`."""
-    return pa.Table.from_pylist(
-        [
-            {
-                "id": p.id,
-                "messages": json.dumps(p.messages),
-                "answer": _utf8(p.answer),
-                "columns": json.dumps(dict(p.columns), default=str),
-            }
-            for p in prompts
-        ],
-        schema=PROMPTS,
-    )
+def prompts_table(
+    prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]] | None = None
+) -> pa.Table:
+    """Prompts, and their tokens where known, as an Arrow table of schema `PROMPTS`."""
+    columns = [
+        pa.array([p.id for p in prompts], type=pa.string()),
+        pa.array([json.dumps(p.messages) for p in prompts], type=pa.string()),
+        texts([p.answer for p in prompts]),
+        pa.array([json.dumps(dict(p.columns), default=str) for p in prompts], type=pa.string()),
+        pa.array(tokens or [None] * len(prompts), type=_TOKENS),
+    ]
+    return pa.Table.from_arrays(columns, schema=PROMPTS)
 
 
 def read_prompts(table: pa.Table) -> list[Prompt]:
-    """The inverse of `prompts_table`."""
+    """The inverse of `prompts_table`, tokens left out."""
+    rows = table.select(["id", "messages", "answer", "columns"]).to_pydict().values()
     return [
-        Prompt(r["id"], tuple(json.loads(r["messages"])), r["answer"], json.loads(r["columns"]))
-        for r in table.to_pylist()
+        Prompt(id, tuple(json.loads(messages)), answer, json.loads(columns))
+        for id, messages, answer, columns in zip(*rows, strict=True)
     ]
 
 
-def samples_table(samples: Iterable[Sample]) -> pa.Table:
+def samples_table(samples: Sequence[Sample]) -> pa.Table:
     """Samples as an Arrow table of schema `SAMPLES` (prompts are kept apart, by id)."""
-    return pa.Table.from_pylist(
-        [
-            {name: getattr(s, name) for name in SAMPLES.names if name != "prompt_id"}
-            | {"prompt_id": s.prompt.id, "completion": _utf8(s.completion)}
-            for s in samples
-        ],
-        schema=SAMPLES,
-    )
+    columns = []
+    for f in SAMPLES:
+        if f.name == "prompt_id":
+            columns.append(pa.array([s.prompt.id for s in samples], type=f.type))
+        else:
+            columns.append(_column([getattr(s, f.name) for s in samples], f.type))
+    return pa.Table.from_arrays(columns, schema=SAMPLES)
 
 
 def read_samples(table: pa.Table, prompts: Mapping[str, Prompt]) -> list[Sample]:
     """The inverse of `samples_table`; `prompts` maps prompt ids to prompts."""
-    rows = []
-    for r in table.to_pylist():
-        prompt = prompts[r.pop("prompt_id")]
-        r["tokens"], r["parents"] = tuple(r["tokens"]), tuple(r["parents"])
-        rows.append(Sample(prompt=prompt, **r))
-    return rows
+    columns = [_values(table.column(name)) for name in SAMPLES.names]
+    return [
+        Sample(id, prompts[prompt_id], *rest) for id, prompt_id, *rest in zip(*columns, strict=True)
+    ]
 
 
 def rows_table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
-    """Verdicts, decisions, pairs or examples as an Arrow table of `schema`."""
-    columns = []
-    for f in schema:
-        values = [getattr(row, f.name) for row in rows]
-        if f.type == pa.string():
-            values = [_utf8(v) for v in values]
-        columns.append(pa.array(values, type=f.type))
+    """Verdicts, decisions, pairs, teachings or examples as an Arrow table of `schema`."""
+    columns = [_column([getattr(row, f.name) for row in rows], f.type) for f in schema]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
 def read_rows(table: pa.Table, row_type: type[T]) -> list[T]:
-    """The inverse of `rows_table` for `Verdict`, `Decision`, `Pair` or `Example`."""
-    names = [f.name for f in fields(row_type)]  # type: ignore[arg-type]
-    return [
-        row_type(**{n: tuple(r[n]) if isinstance(r[n], list) else r[n] for n in names})
-        for r in table.to_pylist()
-    ]
+    """The inverse of `rows_table`, for rows of `row_type`.
+
+    A column that older records do not have yet takes its default.
+    """
+    known = [f.name for f in fields(row_type)]  # type: ignore[arg-type]
+    names = [name for name in known if name in table.column_names]
+    columns = [_values(table.column(name)) for name in names]
+    return [row_type(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
+
+
+def _column(values: Sequence[Any], type: pa.DataType) -> pa.Array:
+    return texts(values) if type == pa.string() else pa.array(values, type=type)
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """A column as Python values, lists as tuples."""
+    if not pa.types.is_list(column.type):
+        return column.to_pylist()
+    # Arrow takes a list at a time apart, number by number; this is ten times as fast.
+    lists = column.combine_chunks()
+    flat = lists.flatten().to_numpy(zero_copy_only=False).tolist()
+    lengths = lists.value_lengths().to_pylist()
+    values: list[tuple[Any, ...] | None] = []
+    start = 0
+    for length in lengths:
+        end = start + (length or 0)
+        values.append(None if length is None else tuple(flat[start:end]))
+        start = end
+    return values

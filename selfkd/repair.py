@@ -40,6 +40,8 @@ class Problem:
     what: str
     harmless: bool = False
     """A leftover of a crash, which a resume copes with by itself."""
+    note: bool = False
+    """Nothing that is wrong: it is told, and left as it is."""
     place: Place | None = None
     """The step that has to be done again, if any."""
     done: str = ""
@@ -54,7 +56,7 @@ def check_run(run_dir: Path, *, repair: bool = False) -> list[Problem]:
             "not a run directory: it has no run.yaml", where=str(run_dir), remedy="see `selfkd ls`"
         )
     with RunLock(run_dir) if repair else contextlib.nullcontext():
-        found = list(_inspect(run_dir))
+        found = list(_inspect(run_dir, repair=repair))
         first = min((p.place for p in found if p.place), default=None)
         if first:
             first, gone = _with_weights(run_dir, first)
@@ -67,10 +69,10 @@ def check_run(run_dir: Path, *, repair: bool = False) -> list[Problem]:
 # -- looking ------------------------------------------------------------------------------------
 
 
-def _inspect(run: Path) -> Iterator[Problem]:
+def _inspect(run: Path, *, repair: bool) -> Iterator[Problem]:
     for place, path in _steps(run):
         yield from (replace(p, path=f"{_relative(path, run)}/{p.path}") for p in _step(path, place))
-    yield from _policies(run)
+    yield from _policies(run, repair=repair)
     yield from _lines(run / "events.jsonl")
     yield from _lines(run / "metrics.jsonl")
     for pattern in (".tmp-*", "policies/.tmp-*", "rounds/*/*/.tmp-*"):
@@ -110,7 +112,9 @@ def _step(path: Path, place: Place) -> Iterator[Problem]:
         yield Problem(name, "not in the manifest", place=place)
 
 
-def _policies(run: Path) -> Iterator[Problem]:
+def _policies(run: Path, *, repair: bool) -> Iterator[Problem]:
+    """Policies that are not as recorded. A run copied without any weights is whole, unless it is to
+    be repaired, which has them trained again."""
     trained = {}
     for place, path in _steps(run):
         if "-train" in path.name and (manifest := _read(path / "manifest.json")):
@@ -119,6 +123,13 @@ def _policies(run: Path) -> Iterator[Problem]:
             if manifest.get("summary", {}).get("policy") == f"round-{place.round + 1}":
                 trained[name] = place
     present = {path.name for path in run.glob("policies/round-*")}
+    if trained and not repair and not list(run.glob("policies/round-*/*.safetensors")):
+        what = (
+            "this copy has no weights: it can be looked at and exported, not resumed, unless "
+            "--repair has them trained again"
+        )
+        yield Problem("policies", what, note=True)
+        return
     for name in sorted(present | trained.keys()):
         for problem in _policy(run / "policies" / name):
             place = None if problem.harmless else trained.get(name)

@@ -70,7 +70,7 @@ def prune(ledger: Ledger, keep: KeepOptions, needed: Collection[str]) -> list[st
     while True:
         found = surplus(present, keep, spared)
         starts = {_start(path) for n, path in present.items() if n not in found}
-        if not (more := starts & set(found)):
+        if not (more := {n for n in starts if n in found}):
             break
         spared |= more
     for number in found:

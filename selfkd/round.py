@@ -1,36 +1,43 @@
 """One round and its verbs. Each verb is durable: asked again, it returns what it recorded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
-from selfkd.judging import JudgeSpec
+from selfkd.judging import OWN, JudgeSpec
 from selfkd.ledger import Step
-from selfkd.objectives import Objective, Which
+from selfkd.objectives import Guide, Objective, Which
+from selfkd.overlap import Asked
 from selfkd.pairs import DEMONSTRATION, PairRule
 from selfkd.prompts import PromptSource
 from selfkd.records import (
-    Decision,
     Pair,
     Prompt,
+    Teaching,
     content_hash,
     prompts_table,
     read_prompts,
     read_rows,
 )
 from selfkd.rules import Rule
-from selfkd.rundir import HELDOUT
+from selfkd.rundir import AUDIT, HELDOUT
 from selfkd.sampling.base import Sampling
-from selfkd.tables import Kept, Pairs, Samples, Scored
+from selfkd.segments import Segment, cut
+from selfkd.tables import Kept, Pairs, Samples, Scored, Taught, decisions
+from selfkd.teaching import ServedTeacher
+from selfkd.verbs.control import watch_judge
 from selfkd.verbs.demonstrate import record_demonstrations
 from selfkd.verbs.generate import sample_shards
-from selfkd.verbs.judge import judge_shards
+from selfkd.verbs.judge import judge_shards, judgement_steps
 from selfkd.verbs.keep import record_decisions
 from selfkd.verbs.pair import record_pairs
 from selfkd.verbs.score import record_scores
-from selfkd.verbs.train import train_policy
+from selfkd.verbs.teach import teach_shards
+from selfkd.verbs.train import Plan, train_policy
 from selfkd.views import View, plain
+from selfkd.weights import Weighting
 
 if TYPE_CHECKING:
     from selfkd.run import Run
@@ -39,11 +46,23 @@ if TYPE_CHECKING:
 class Round:
     """What policy `round-N` does: it samples, is judged, and its kept samples train the next."""
 
-    def __init__(self, run: "Run", number: int, policy: str) -> None:
+    def __init__(self, run: "Run", number: int, policy: str, *, behind: int = 0) -> None:
+        """`behind` says that `policy` is not the newest, by so many rounds."""
         self.run = run
         self.number = number
         self.policy = policy
+        self._behind = behind
         self.rng = np.random.default_rng([run.config.seed, number])
+        self._reached = policy
+        """The policy as the trainings of the round have left it."""
+        self.controlled = False
+        """Whether controls were planted, or are not wanted."""
+        self.anchored = False
+        """Whether the judge was shown the anchors, or need not be."""
+
+    def ahead(self) -> "Round":
+        """The round after this one as it is before this one's training: one policy behind."""
+        return Round(self.run, self.number + 1, self.run.current, behind=1)
 
     # -- generate -------------------------------------------------------------------------------
 
@@ -62,23 +81,29 @@ class Round:
         `sampling` defaults to the config's, `policy` to the round's own. Prompts too long for the
         engine are dropped and counted, never sent.
         """
+        whole = isinstance(prompts, PromptSource) and not (self._behind or policy or label)
+        if whole and (begun := self.run.begun(self, Asked(n, sampling, view.name, view))):
+            return begun
         version = self.run.policies.get(policy or self.policy)
         sampling = sampling or self.run.config.sampling
-        prompts, fingerprint = self._prompts(prompts, view, sampling, label)
+        prompts, tokens, recorded = self._prompts(prompts, view, sampling, label)
         args = {
-            "prompts": fingerprint,
+            "prompts": recorded.fingerprint,
             "n": n,
             "sampling": sampling.model_dump(),
             "policy": version.fingerprint,
             "policy_name": version.name,
             "view": view.name,
         }
-        step = self._step("generate", label, args, len(prompts) * n)
+        if self._behind:
+            args["behind"] = self._behind
+        step = self.step("generate", label, args, len(prompts) * n)
         samples = Samples(
             step,
             prompts,
             n,
-            lambda: sample_shards(self, step, prompts, n, sampling, version, view),
+            lambda: sample_shards(self, step, prompts, tokens, n, sampling, version, view),
+            version.name,
         )
         self.run.owed.append(samples)
         return samples
@@ -89,24 +114,23 @@ class Round:
         view: View,
         sampling: Sampling,
         label: str,
-    ) -> tuple[list[Prompt], str]:
+    ) -> tuple[list[Prompt], pa.ChunkedArray, Step]:
+        """The prompts that fit, their tokens under `view`, and the step that records them."""
         drawn = source.train(self.number) if isinstance(source, PromptSource) else list(source)
         identity = content_hash([[p.id, dict(p.columns)] for p in drawn])
         args = {"prompts": identity, "view": view.name}
-        step = self._step("prompts", label, args, len(drawn))
+        step = self.step("prompts", label, args, len(drawn))
         if not step.finished:
             limit = self.run.setting.context - sampling.max_tokens
-            fits = [p for p in drawn if len(self.run.render(view(p))) <= limit]
-            step.write(0, prompts_table(fits))
+            tokens = self.run.render_all([view(p) for p in drawn])
+            fits = [i for i, ids in enumerate(tokens) if len(ids) <= limit]
+            step.write(0, prompts_table([drawn[i] for i in fits], [tokens[i] for i in fits]))
             self.finish(step, {"prompts": len(fits), "too_long": len(drawn) - len(fits)})
-        return [p for table in step.tables() for p in read_prompts(table)], step.fingerprint
+        table = step.read(0)
+        return read_prompts(table), table.column("tokens"), step
 
     def demonstrate(
-        self,
-        prompts: Sequence[Prompt],
-        texts: Mapping[str, str],
-        *,
-        label: str,
+        self, prompts: Sequence[Prompt], texts: Mapping[str, str], *, label: str
     ) -> Samples:
         """Completions that were given, as samples: one a prompt, found by the prompt's id.
 
@@ -114,24 +138,49 @@ class Round:
         from them.
         """
         sampling = self.run.config.sampling
-        prompts, fingerprint = self._prompts(prompts, plain, sampling, label)
+        prompts, _, asked = self._prompts(prompts, plain, sampling, label)
         identity = content_hash([texts[p.id] for p in prompts])
-        args = {"prompts": fingerprint, "texts": identity, "policy_name": DEMONSTRATION}
-        step = self._step("generate", label, args, len(prompts))
+        args = {"prompts": asked.fingerprint, "texts": identity, "policy_name": DEMONSTRATION}
+        step = self.step("generate", label, args, len(prompts))
         if not step.finished:
             record_demonstrations(self, step, prompts, texts)
-        return Samples(step, prompts, 1, lambda: iter(()))
+        return Samples(step, prompts, 1, lambda: iter(()), DEMONSTRATION)
 
     # -- judge ----------------------------------------------------------------------------------
 
     def judge(self, samples: Samples, judge: JudgeSpec, *, label: str = "") -> Scored:
-        """Have every sample judged, shard by shard, while later shards are still being made."""
+        """Have every sample judged, shard by shard, while later shards are still being made.
+
+        A judge that asks the run's sampler asks the round's own policy, or the one it names; where
+        that is not the policy being sampled, judging begins once all is sampled. What such a judge
+        is told is recorded as samples (`Scored.judgements`).
+        """
         label = label or samples.step.label
         args = {"samples": samples.step.fingerprint, "judge": judge.identity()}
-        step = self._step("judge", label, args, samples.count)
-        scored = Scored(step, samples, lambda: judge_shards(self, step, samples, judge))
+        asked = None
+        if judge.engine:
+            asked = self.run.policies.get(self.policy if judge.engine == OWN else judge.engine)
+            args |= {"policy": asked.fingerprint, "policy_name": asked.name}
+        step = self.step("judge", label, args, samples.count)
+        told = judgement_steps(self, step, label) if judge.writes else None
+
+        def produce() -> None:
+            judge_shards(self, step, samples, judge, self.run.calls_for(judge, asked), told)
+
+        scored = Scored(step, samples, produce, told)
         self.run.owed.insert(0, scored)  # before its samples, which it takes as they come
+        watch_judge(self, samples, scored, judge, asked)
         return scored
+
+    def audit(self, samples: Samples, gold: JudgeSpec | None) -> Scored | None:
+        """Gold's verdicts on samples that the run's judge scores, to compare the two.
+
+        Nothing is learnt from them. Without a gold judge, or where it needs answers that a prompt
+        does not have, there are none.
+        """
+        if gold is None or (gold.needs_answer and any(p.answer is None for p in samples.prompts)):
+            return None
+        return self.judge(samples, gold, label=AUDIT)
 
     def score(
         self,
@@ -151,33 +200,52 @@ class Round:
         texts = dict(answers or {})
         given = content_hash([[s.id, rewards.get(s.id), texts.get(s.id)] for s in samples.rows])
         args = {"samples": samples.step.fingerprint, "judge": judge, "rewards": given}
-        step = self._step("judge", label, args, samples.count)
+        step = self.step("judge", label, args, samples.count)
         if not step.finished:
             record_scores(self, step, samples.rows, rewards, texts, judge)
         return Scored(step, samples, lambda: None)
 
+    def teach(
+        self, samples: Samples, teacher: ServedTeacher, *, view: View = plain, label: str = ""
+    ) -> Taught:
+        """Have a served teacher say what it would write at each token, for `GKD(teacher=...)`.
+
+        The teacher sees prompts under `view`. Shards are recorded as they come, so what a server
+        was paid for is never asked again.
+        """
+        label = label or samples.step.label
+        names = {"teacher": teacher.name, "top_k": teacher.top_k, "view": view.name}
+        args = {"samples": samples.step.fingerprint} | names
+        step = self.step("teach", label, args, samples.count)
+        if not step.finished:
+            teach_shards(self, step, samples, teacher, view)
+        rows = [t for table in step.tables() for t in read_rows(table, Teaching)]
+        return Taught(step, samples, {row.sample_id: row for row in rows})
+
     # -- keep -----------------------------------------------------------------------------------
 
-    def keep(self, scored: Scored | Samples, rule: Rule, *, label: str = "") -> Kept:
-        """Decide which samples are learnt from; every drop has its reason on record."""
+    def keep(
+        self,
+        scored: Scored | Samples,
+        rule: Rule,
+        *,
+        weights: Weighting | None = None,
+        label: str = "",
+    ) -> Kept:
+        """Decide which samples are learnt from; every drop has its reason on record.
+
+        With `weights` each counts by its verdict; what has no weight, or weight 0, is dropped.
+        """
         label = label or scored.step.label
         scored.wait()
         args = {"scored": scored.step.fingerprint, "rule": rule.name, "seed": self.run.config.seed}
-        step = self._step("keep", label, args, 0)
+        if weights:
+            args["weights"] = weights.name
+        step = self.step("keep", label, args, 0)
         if not step.finished:
-            record_decisions(self, step, self._decide(scored, rule), rule.name)
-        return Kept(step, scored, [d for t in step.tables() for d in read_rows(t, Decision)])
-
-    def _decide(self, scored: Scored | Samples, rule: Rule) -> list[Decision]:
-        candidates = scored.candidates()
-        rng = np.random.default_rng([self.run.config.seed, self.number])
-        reasons = rule.apply(candidates, rng)
-        return [
-            Decision(sample, prompt, reason is None, reason or "kept")
-            for sample, prompt, reason in zip(
-                candidates.sample_ids, candidates.prompt_ids, reasons, strict=True
-            )
-        ]
+            tables = decisions(scored, rule, [self.run.config.seed, self.number], weights)
+            record_decisions(self, step, tables, rule.name)
+        return Kept(step, scored)
 
     # -- pair -----------------------------------------------------------------------------------
 
@@ -191,12 +259,33 @@ class Round:
             part.wait()
         inputs = [part.step.fingerprint for part in parts]
         args = {"scored": inputs, "rule": rule.name, "seed": self.run.config.seed}
-        kept = self._step("keep", label, args, 0)
-        step = self._step("pair", label, args, 0)
+        kept = self.step("keep", label, args, 0)
+        step = self.step("pair", label, args, 0)
         record_pairs(self, kept, step, parts, rule)
         return Pairs(step, parts, [p for t in step.tables() for p in read_rows(t, Pair)])
 
     # -- train ----------------------------------------------------------------------------------
+
+    def segments(
+        self,
+        prompts: PromptSource | Sequence[Prompt],
+        *,
+        n: int = 1,
+        steps_per_sync: int | None = None,
+    ) -> Iterator[Segment]:
+        """Cut the round's training where the sampler gets fresh weights; None: nowhere.
+
+        Each segment brings prompts for about `steps_per_sync` optimiser steps at `n` samples each,
+        and the policy to sample with. The loop's body generates under `segment.policy` and
+        `segment.label`, and ends with `train(..., segment=segment)`.
+        """
+        drawn = prompts.train(self.number) if isinstance(prompts, PromptSource) else list(prompts)
+        size, epochs = self.run.config.train.batch_size, self.run.config.train.epochs
+        parts = list(cut(drawn, n=n, batch_size=size, epochs=epochs, steps_per_sync=steps_per_sync))
+        total, first = sum(steps for _, steps in parts), 0
+        for number, (part, steps) in enumerate(parts):
+            yield Segment(self.number, number, part, self._reached, first, steps, total)
+            first += steps
 
     def train(
         self,
@@ -205,14 +294,18 @@ class Round:
         start: Which = "previous",
         steps: int | None = None,
         learning_rate: float | None = None,
+        segment: Segment | None = None,
     ) -> str:
         """Make the next policy from the objective's examples and return its name.
 
         `start` is what is trained: the base model, the round's own policy or the best one so far.
         `steps` fixes the number of optimiser steps, otherwise the config's epochs decide. With no
         example the weights stay as they are, and the run stops or goes on by `on_no_signal`.
+
+        A `segment` goes on with the training of the segments before it, optimiser included.
         """
         origin = self.run.policies.get(self._which(start))
+        reached = self.run.policies.get(self._reached)
         ref = self.run.policies.get(self._which(objective.ref)) if objective.ref else None
         options = self.run.config.train
         if learning_rate is not None:
@@ -229,14 +322,24 @@ class Round:
         }
         if ref:
             args |= {"ref": ref.fingerprint, "ref_name": ref.name}
-        step = self._step("train", "", args, 0)
-        if not step.finished:
-            train_policy(self, step, objective, origin, options, steps, ref)
-        self.run.trained(step.summary["policy"])
-        return step.summary["policy"]
+        plan = Plan(origin, reached, ref, options, steps, segment)
+        if segment:
+            args |= {"first": segment.first, "total": segment.total, "from": plan.here.fingerprint}
+        step = self.step("train", segment.label if segment else "", args, 0)
+        with self.run.overlapping(self, trains=not step.finished):
+            if not step.finished:
+                self.run.before_training()
+                train_policy(self, step, objective, plan)
+        self._reached = step.summary["policy"]
+        if segment and not segment.last:
+            self.run.policies.passing(self._reached, step.fingerprint)
+        else:
+            self.run.policies.let_go(f"round-{self.number + 1}")
+            self.run.trained(self._reached)
+        return self._reached
 
-    def _which(self, which: Which) -> str:
-        return {"base": "base", "previous": self.policy, "best": self.run.best}[which]
+    def _which(self, which: Guide) -> str:
+        return {"previous": self.policy, "best": self.run.best}.get(which, which)
 
     # -- evaluate -------------------------------------------------------------------------------
 
@@ -262,7 +365,8 @@ class Round:
 
     # -- records --------------------------------------------------------------------------------
 
-    def _step(self, verb: str, label: str, args: dict[str, Any], total: int) -> Step:
+    def step(self, verb: str, label: str, args: dict[str, Any], total: int) -> Step:
+        """The step of this round that `args` describe, recorded or new; a new one is told of."""
         step = self.run.ledger.step(self.number, verb, label, args)
         if not step.finished:
             self.run.emit(

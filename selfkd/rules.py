@@ -4,9 +4,10 @@ A rule looks at the candidates that earlier rules left alive and gives each one 
 `a | b` applies `a`, then `b`.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,17 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
+    @classmethod
+    def concatenated(cls, parts: "Sequence[Candidates]") -> "Candidates":
+        """All candidates of the parts, in order."""
+        columns: dict[str, Any] = {
+            f.name: [value for part in parts for value in getattr(part, f.name)]
+            for f in fields(cls)
+        }
+        columns["lengths"] = np.array(columns["lengths"], dtype=np.int64)
+        columns["rewards"] = np.array(columns["rewards"], dtype=np.float64)
+        return cls(**columns)
+
 
 Reasons = dict[int, str]
 """Index of a dropped candidate -> why."""
@@ -40,6 +52,9 @@ class Rule:
 
     name: str
     drop: Callable[[Candidates, list[int], np.random.Generator], Reasons]
+    across: bool = True
+    """Whether it must see all samples of a step at once, or may be shown those of some prompts at a
+    time: then it also works where a round's samples do not fit into memory."""
 
     def __or__(self, other: "Rule") -> "Rule":
         def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
@@ -47,7 +62,7 @@ class Rule:
             rest = [i for i in alive if i not in first]
             return first | other.drop(c, rest, rng)
 
-        return Rule(f"{self.name} | {other.name}", drop)
+        return Rule(f"{self.name} | {other.name}", drop, self.across or other.across)
 
     def apply(self, candidates: Candidates, rng: np.random.Generator) -> list[str | None]:
         """The reason each candidate is dropped, or None where it is kept."""
@@ -68,7 +83,17 @@ def above(threshold: float, *, inclusive: bool = False) -> Rule:
                 reasons[i] = f"reward below {threshold:g}"
         return reasons
 
-    return Rule(f"{'at_least' if inclusive else 'above'}({threshold:g})", drop)
+    return Rule(f"{'at_least' if inclusive else 'above'}({threshold:g})", drop, across=False)
+
+
+def below(threshold: float) -> Rule:
+    """Reward under the threshold; what has no reward is dropped as unscored (OPSD on failures)."""
+
+    def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
+        reasons = {i: f"reward {threshold:g} or more" for i in alive if c.rewards[i] >= threshold}
+        return reasons | {i: "unscored" for i in alive if np.isnan(c.rewards[i])}
+
+    return Rule(f"below({threshold:g})", drop)
 
 
 def correct() -> Rule:
@@ -83,7 +108,7 @@ def correct() -> Rule:
                 reasons[i] = "incorrect"
         return reasons
 
-    return Rule("correct", drop)
+    return Rule("correct", drop, across=False)
 
 
 def finished() -> Rule:
@@ -98,7 +123,7 @@ def finished() -> Rule:
                 reasons[i] = "empty"
         return reasons
 
-    return Rule("finished", drop)
+    return Rule("finished", drop, across=False)
 
 
 def unique(key: Callable[[str], Hashable] = str.strip) -> Rule:
@@ -115,7 +140,7 @@ def unique(key: Callable[[str], Hashable] = str.strip) -> Rule:
         return reasons
 
     name = getattr(key, "__name__", "key")
-    return Rule("unique" if key is str.strip else f"unique({name})", drop)
+    return Rule("unique" if key is str.strip else f"unique({name})", drop, across=False)
 
 
 def at_most(count: int) -> Rule:
@@ -128,7 +153,7 @@ def at_most(count: int) -> Rule:
                 reasons[i] = f"over {count} a prompt"
         return reasons
 
-    return Rule(f"at_most({count})", drop)
+    return Rule(f"at_most({count})", drop, across=False)
 
 
 def top(count: int) -> Rule:
@@ -142,32 +167,7 @@ def top(count: int) -> Rule:
                 reasons[i] = f"not in the best {count}"
         return reasons
 
-    return Rule(f"top({count})", drop)
-
-
-def majority(min_share: float = 0.0) -> Rule:
-    """The answer that most of a prompt's candidates give: a label nobody had to write (LMSI).
-
-    Reads the answers that the judge read, not its rewards. Of answers with as many votes the first
-    one wins; a share of the votes below `min_share` settles nothing.
-    """
-
-    def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
-        reasons = {}
-        for members in by_prompt(c, alive).values():
-            votes = Counter(a for i in members if (a := c.answers[i]) is not None)
-            label, count = max(votes.items(), key=lambda item: item[1], default=(None, 0))
-            settled = count >= min_share * votes.total()
-            for i in members:
-                if c.answers[i] is None:
-                    reasons[i] = "no answer"
-                elif not settled:
-                    reasons[i] = f"majority below {min_share:g}"
-                elif c.answers[i] != label:
-                    reasons[i] = "not the majority's answer"
-        return reasons
-
-    return Rule(f"majority({min_share:g})", drop)
+    return Rule(f"top({count})", drop, across=False)
 
 
 def balanced() -> Rule:
@@ -193,7 +193,7 @@ def balanced() -> Rule:
 
 def everything() -> Rule:
     """Keep all: the control without a judge."""
-    return Rule("everything", lambda c, alive, rng: {})
+    return Rule("everything", lambda c, alive, rng: {}, across=False)
 
 
 def by_prompt(c: Candidates, alive: Iterable[int]) -> dict[str, list[int]]:

@@ -1,56 +1,43 @@
 """A run: the loop's view of it, and the processes, policies and records behind its verbs."""
 
+import contextlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
-from selfkd.chat import render
-from selfkd.cluster import ActorLost, Cluster, kill
+from selfkd.alarms import Alarm
+from selfkd.chat import render_all, same_tokenizer
+from selfkd.cluster import Cluster, Place
 from selfkd.config import Resolved
-from selfkd.errors import DataError, InfrastructureError
+from selfkd.distillation import TeacherName
+from selfkd.enginecalls import EngineCalls
+from selfkd.errors import DataError, UsageError
 from selfkd.gate import paired_test
-from selfkd.hardware import compute_dtype
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
 from selfkd.ledger import MARKER, Ledger, Step, write_atomically
-from selfkd.metrics import alarms, round_rows
-from selfkd.policies import Policies
+from selfkd.metrics import recorded_rows, run_alarms
+from selfkd.modelcard import write_cards
+from selfkd.models import check_model_dir, resolve_model
+from selfkd.overlap import Asked, Overlap
+from selfkd.policies import Policies, Policy
 from selfkd.progress import Reporter
 from selfkd.prompts import PromptSource
 from selfkd.records import Message, Prompt, Sample, Verdict
 from selfkd.retention import prune
 from selfkd.round import Round
 from selfkd.rundir import HELDOUT
-from selfkd.sampling.actor import EngineOptions
-from selfkd.sampling.pool import SamplerPool
-from selfkd.tables import Samples, Scored
+from selfkd.samplers import make_sampler
+from selfkd.sampling.replicas import Sampler
+from selfkd.setting import Setting
+from selfkd.stopping import EndOfRun, SampledOnce
+from selfkd.tables import Anchors, Samples, Scored
+from selfkd.trainers import Trainers
 from selfkd.training.base import TrainJob, TrainReport
-
-
-class EndOfRun(Exception):
-    """Raised to end a loop early but in order; `reason` is recorded."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What was settled before a run starts: model, engine kind, memory, devices."""
-
-    model_path: Path
-    tokenizer: Any
-    engine: Literal["vllm", "transformers"]
-    swap: bool
-    """Sampler and trainer take turns in memory."""
-    context: int
-    """Longest prompt plus completion, tokens."""
-    sampler_gpus: float
-    trainer_gpus: float
+from selfkd.verdictcache import VerdictCache
 
 
 class Run:
@@ -74,20 +61,30 @@ class Run:
         self.judge = resolved.judge
         self.gold_judge = resolved.gold_judge
         self.reporter = reporter
-        self.policies = Policies(ledger, setting.model_path)
+        self.policies = Policies(ledger, setting.model_path, self._merge)
         self.best = "base"
         self.newest = "base"
         """The policy trained last, promoted or not."""
+        self.only_samples = False
+        """Whether to stop before the first training."""
         self.owed: list[Samples | Scored] = []
         """Handles that a loop may not have looked into when its round ends."""
-        self._current = "base"
+        self.anchors: Anchors | None = None
+        """Samples of the first round that the judge is shown again in later ones."""
+        self.current = "base"
+        """The policy that the next round begins with."""
+        self.planned = 0
+        """Rounds that the loop goes through, but for the final one."""
         self._round = 0
+        self._overlap = Overlap(self) if self.config.engine.overlap else None
+        self._telling = threading.Lock()
+        """Held while something is told: a round may be sampled while another one trains."""
         self._heldout_rewards: dict[str, dict[str, float]] = {}
         self._cluster = cluster
         self._check_stop = check_stop
-        self._trainer: Any = None
         self._judges: dict[str, JudgePool] = {}
         self.sampler = self._make_sampler()
+        self._trainers = self._make_trainers()
 
     # -- for loops ------------------------------------------------------------------------------
 
@@ -96,20 +93,55 @@ class Run:
         """The fixed held-out prompts; never trained on."""
         return self.prompts.heldout()
 
+    @property
+    def blind_judge(self) -> JudgeSpec:
+        """The judge, which must not see reference answers: UsageError where it compares with them.
+
+        For loops that are to learn without labels.
+        """
+        name = self.judge.name
+        if self.judge.gold:
+            raise UsageError(
+                f"{self.config.loop} learns without labels, and judge {name!r} compares with them",
+                where="judge",
+                remedy=f"write gold_judge: {name}, which only measures, and another judge",
+            )
+        return self.judge
+
     def rounds(self, count: int) -> Iterator[Round]:
         """Measure the base on held-out, then yield rounds 0 to `count - 1`, one trained policy
         each."""
+        self.planned = count
         Round(self, 0, "base").evaluate(self.heldout, self.gold_judge, policy="base")
         for number in range(count):
             self._round = number
-            yield Round(self, number, self._current)
-            self._end_round(number)
+            yield Round(self, number, self.current)
+            self._heed(number, self._end_round(number))
             self._check_stop()
         self._round = count
 
+    def teacher(self, spec: str) -> TeacherName:
+        """The teacher that a config names: a policy of this run, or a model that becomes `teacher`.
+
+        `spec` is base, previous, best, live or ema, else a model directory, a known name or a hub
+        id. Raises UsageError for a model with another tokenizer: its tokens would not be ours.
+        """
+        for name in get_args(TeacherName):
+            if spec == name != "teacher":
+                return name
+        try:
+            path = resolve_model(spec)
+        except UsageError as error:
+            error.where = "teacher"
+            raise
+        check_model_dir(path)
+        same_tokenizer(self.setting.tokenizer, path)
+        self.policies.add("teacher", path)
+        return "teacher"
+
     def final_round(self) -> Round:
         """The round after the last training: its samples end the curve, and nothing is trained."""
-        return Round(self, self._round, self._current)
+        return Round(self, self._round, self.current)
 
     def heldout_mean(self, policy: str) -> float | None:
         """Mean held-out reward of a policy, or None where it was not measured."""
@@ -122,58 +154,97 @@ class Run:
         """Held-out rewards by prompt id of a policy that was measured, else None."""
         return self._heldout_rewards.get(policy)
 
-    def render(self, messages: Sequence[Message]) -> list[int]:
+    def render_all(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Tokens of chat messages, ready to be completed."""
-        return render(self.setting.tokenizer, list(messages))
+        return render_all(self.setting.tokenizer, conversations)
+
+    def calls_for(self, judge: JudgeSpec, policy: Policy | None) -> EngineCalls | None:
+        """What answers a judge's calls with the run's own sampler, holding `policy`; None for a
+        judge that asks no policy."""
+        if policy is None:
+            return None
+        return EngineCalls(
+            self.sampler,
+            policy,
+            self.setting.tokenizer,
+            self.setting.context,
+            keep=judge.writes,
+        )
 
     def judge_batches(
-        self, judge: JudgeSpec, batches: Iterator[list[Sample]]
+        self,
+        judge: JudgeSpec,
+        batches: Iterator[list[Sample]],
+        calls: EngineCalls | None = None,
     ) -> Iterator[list[Verdict]]:
         """Verdicts of each batch in order; judging runs in worker processes of its own."""
-        identity = judge.identity()
+        identity, settings = judge.identity(), self.config.judging
+        asked = calls.policy.fingerprint if calls else ""
+        keep = judge.cacheable and settings.cache
+        cache = VerdictCache(f"{identity} {asked}", compares=judge.compares) if keep else None
         if identity not in self._judges:
-            settings = self.config.judging
             self._judges[identity] = JudgePool(
                 judge,
                 self._cluster,
                 workers=settings.workers,
                 timeout=settings.timeout,
                 check=self._check_stop,
+                folder=self.ledger.path / "judging",
+                place=Place(cpus=self.config.cluster.judge_cpus),
             )
-        return self._judges[identity].judge_batches(batches)
+        yield from self._judges[identity].judge_batches(batches, calls, cache)
+        if cache:
+            self._tell_of(cache, judge.name)
+
+    def _tell_of(self, cache: VerdictCache, judge: str) -> None:
+        """Say how much the cache saved, and what is wrong with it."""
+        if cache.hits:
+            text = f"judge {judge}: {cache.hits} verdicts were known and not asked for again"
+            self.emit("message", text=text)
+        if cache.complaint:
+            self.emit("message", text=cache.complaint, level="warning")
 
     def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
-        """Run one training in the trainer process; `follow` sees each logged step."""
-        from selfkd.training.trainer import LocalTrainer
+        """Run one training in the trainer's process; `follow` sees each logged step."""
+        with self._training():
+            return self._trainers.train(job, follow)
 
+    def _merge(self, adapter: Path, start: Path, out: Path) -> None:
+        """As `policies.Merge`; the driver itself never loads a model."""
+        with self._training():
+            self._trainers.merge(adapter, start, out)
+
+    @contextlib.contextmanager
+    def _training(self) -> Iterator[None]:
+        """Memory for the trainer, where it takes turns with the sampler."""
         if self.setting.swap:
-            self.sampler.close()
-        if self._trainer is None:
-            self._trainer = self._cluster.start(LocalTrainer, gpus=self.setting.trainer_gpus)
-        tail = _Tail(Path(job.log_file), follow)
-
-        def check() -> None:
-            tail.read()
-            self._check_stop()
-
+            self.sampler.rest()
         try:
-            return self._cluster.get(
-                self._trainer.train.remote(job), "the training", timeout=7 * 86_400, check=check
-            )
-        except ActorLost as error:
-            self._trainer = None
-            raise InfrastructureError(
-                f"the trainer's process was killed, likely for lack of memory ({error.message})",
-                where="train",
-                remedy="lower train.micro_batch_size or set train.lora_rank, then resume",
-            ) from error
+            yield
         finally:
             if self.setting.swap:
-                self._end_trainer()
+                self._trainers.close()
+
+    def begun(self, round: Round, asked: Asked) -> Samples | None:
+        """What was sampled for a round before it was asked for, if runs overlap."""
+        return self._overlap.taken(round, asked) if self._overlap else None
+
+    def overlapping(self, round: Round, *, trains: bool) -> contextlib.AbstractContextManager[None]:
+        """What goes on beside the training of a round."""
+        if self._overlap is None:
+            return contextlib.nullcontext()
+        return self._overlap.during(round, trains=trains)
+
+    def before_training(self) -> None:
+        """Called before anything is trained; raises SampledOnce in a run that is only forecast."""
+        if self.only_samples:
+            for handle in self.owed:
+                handle.wait()
+            raise SampledOnce("everything is sampled and judged, and nothing is trained yet")
 
     def trained(self, policy: str) -> None:
         """A training made `policy`; it is current until a gate says otherwise."""
-        self.newest = self._current = policy
+        self.newest = self.current = policy
 
     def gate(self, round: Round, policy: str, rewards: dict[str, float]) -> None:
         """Promote a measured policy, or go back to the best one if it is worse (paired test)."""
@@ -198,7 +269,7 @@ class Run:
             step.finish(facts)
             self.emit("gate", round=round.number, **facts)
         if fell:
-            self._current = self.best
+            self.current = self.best
             if self.config.gate.on_fail == "stop":
                 raise EndOfRun(
                     f"{policy} fell below {self.best} on held-out "
@@ -209,21 +280,23 @@ class Run:
 
     def emit(self, name: str, /, **fields: Any) -> None:
         """Record an event and show it."""
-        self.ledger.event(name, **fields)
-        self.reporter.event(name, **fields)
+        with self._telling:
+            self.ledger.event(name, **fields)
+            self.reporter.event(name, **fields)
 
     def progress(self, round: int, step: Step, done: int, total: int, **fields: Any) -> None:
         """Show progress of a step."""
-        self.reporter.event(
-            "step_progress",
-            round=round,
-            step=step.path.name,
-            verb=step.verb,
-            label=step.label,
-            done=done,
-            total=total,
-            **fields,
-        )
+        with self._telling:
+            self.reporter.event(
+                "step_progress",
+                round=round,
+                step=step.path.name,
+                verb=step.verb,
+                label=step.label,
+                done=done,
+                total=total,
+                **fields,
+            )
 
     @property
     def standing(self) -> str:
@@ -241,88 +314,76 @@ class Run:
     def close(self) -> None:
         """End the processes of this run."""
         self.sampler.close()
-        self._end_trainer()
+        self._trainers.close()
         for pool in self._judges.values():
             pool.close()
 
-    def _end_trainer(self) -> None:
-        if self._trainer is not None:
-            kill(self._trainer)
-        self._trainer = None
-
-    def _end_round(self, number: int) -> None:
+    def _end_round(self, number: int) -> dict[str, Any]:
+        """Record that a round is complete; the alarms that began in it, and what they led to."""
         for handle in self.owed:
             handle.wait()
         self.owed.clear()
-        rows = round_rows(self.ledger.path)
+        rows = recorded_rows(self.ledger.path)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(self.ledger.path / "metrics.jsonl", lines.encode())
+        write_cards(self.ledger.path, (number, number + 1))
         row = next((r for r in rows if r["round"] == number), None)
         if row is None:
             raise DataError(f"round {number} recorded nothing", where=str(self.ledger.path))
         self.reporter.event("round_row", row=row)
-        self._finish_round(number, rows)
-
-    def _finish_round(self, number: int, rows: list[dict[str, Any]]) -> None:
         marker = self.ledger.step(number, MARKER, "", {})
-        if marker.finished:
-            return
-        self._prune()
-        marker.finish({})
-        self.emit("round_finished", round=number)
-        for alarm in alarms([r for r in rows if r["round"] <= number]):
-            if alarm.round == number:
-                self.emit(
-                    "alarm",
-                    round=number,
-                    level=alarm.level,
-                    alarm=alarm.name,
-                    message=alarm.message,
-                )
+        if not marker.finished:
+            self._prune()
+            known = [r for r in rows if r["round"] <= number]
+            self._tell(
+                marker, [a for a in run_alarms(self.ledger.path, known) if a.round == number]
+            )
+        return marker.summary
+
+    def _tell(self, marker: Step, told: list[Alarm]) -> None:
+        """Record that a round is complete, its alarms, and the policy they send the run back to."""
+        back = [a.name for a in told if a.name in self.config.alarms.rollback]
+        best = self.best if back and self._heldout_rewards else None
+        marker.finish({"alarms": [alarm.name for alarm in told], "back_to": best})
+        self.emit("round_finished", round=marker.round)
+        for alarm in told:
+            facts = {"level": alarm.level, "alarm": alarm.name, "message": alarm.message}
+            self.emit("alarm", round=marker.round, **facts)
+        if best:
+            text = f"alarm {', '.join(back)}: going on from {best}"
+            self.reporter.event("message", text=text, level="warning")
+
+    def _heed(self, number: int, ended: dict[str, Any]) -> None:
+        """What the config wants of a round's alarms: end the run, or go on from its best policy."""
+        config, best = self.config.alarms, ended.get("back_to")
+        final = config.stop if best else [*config.stop, *config.rollback]
+        if found := [name for name in ended.get("alarms", []) if name in final]:
+            raise EndOfRun(f"round {number} raised the alarm {', '.join(found)}")
+        self.current = best or self.current
+
+    def _make_trainers(self) -> Trainers:
+        return Trainers(
+            self._cluster,
+            self.setting.trainer,
+            workers=self.config.cluster.trainer_workers,
+            check=self._check_stop,
+        )
 
     def _prune(self) -> None:
         """Let go of weights that the config does not keep and nothing here needs."""
-        needed = {self.best, self.newest, self._current}
+        needed = {self.best, self.newest, self.current}
         for name in prune(self.ledger, self.config.keep_policies, needed):
             self.policies.forget(name)
             self.reporter.event("policy_pruned", policy=name)
 
-    def _make_sampler(self) -> SamplerPool:
-        engine = self.config.engine
-        options: dict[str, Any] = {
-            "dtype": compute_dtype(engine.dtype),
-            "max_num_seqs": engine.max_num_seqs,
-        }
-        if self.setting.engine == "vllm":
-            options |= {"max_model_len": self.setting.context, "kv_cache_gib": engine.kv_cache_gib}
-        return SamplerPool(
+    def _make_sampler(self) -> Sampler:
+        return make_sampler(
             self._cluster,
-            EngineOptions(self.setting.engine, options),
+            self.config.engine,
+            self.setting.engine,
+            context=self.setting.context,
             seed=self.config.seed,
-            gpus=self.setting.sampler_gpus,
-            sync=engine.sync,
-            max_restarts=engine.max_restarts,
-            start_timeout=engine.start_timeout,
-            silence_timeout=max(600.0, engine.start_timeout),
+            place=self.setting.sampler,
             check=self._check_stop,
+            tell=lambda text: self.emit("message", text=text, level="warning"),
         )
-
-
-class _Tail:
-    """Follows a JSON-lines file that another process appends to."""
-
-    def __init__(self, path: Path, follow: Callable[[dict[str, Any]], None]) -> None:
-        self._path = path
-        self._follow = follow
-        self._offset = 0
-
-    def read(self) -> None:
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self._offset += len(line)
-                self._follow(json.loads(line))

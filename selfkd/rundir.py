@@ -23,10 +23,18 @@ import yaml
 
 from selfkd.errors import UsageError
 from selfkd.ledger import broken
-from selfkd.records import DECISIONS, EXAMPLES, PROMPTS, SAMPLES, VERDICTS
+from selfkd.records import DECISIONS, EXAMPLES, PROMPTS, SAMPLES, TEACHINGS, VERDICTS
 
 HELDOUT = "heldout"
 """Label of the steps that measure a policy on held-out prompts."""
+ANCHORS = "anchors"
+"""Label of the steps that judge samples of the first round again."""
+CONTROLS = "controls"
+"""Label of the steps that hold completions of known worth, planted for the judge."""
+APART = (ANCHORS, HELDOUT, CONTROLS)
+"""Labels of what is never learnt from, nor part of what a round made."""
+AUDIT = "audit"
+"""Label of the steps in which gold judges what another judge has judged, to compare the two."""
 
 State = Literal["running", "finished", "stopped", "failed"]
 
@@ -35,6 +43,7 @@ _SCHEMAS = {
     "generate": SAMPLES,
     "judge": VERDICTS,
     "keep": DECISIONS,
+    "teach": TEACHINGS,
     "train": EXAMPLES,
 }
 _ENDINGS: dict[str, State] = {
@@ -127,6 +136,12 @@ def codes(column: pa.ChunkedArray) -> np.ndarray:
     return encoded.indices.to_numpy(zero_copy_only=False)
 
 
+def token_counts(samples: pa.Table) -> np.ndarray:
+    """Tokens of each completion, int64."""
+    lengths = samples.column("tokens").combine_chunks().value_lengths()
+    return lengths.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
 def places(wanted: pa.ChunkedArray, among: pa.ChunkedArray) -> pa.ChunkedArray:
     """Where each of `wanted` first is in `among`; null where it is not."""
     options = pc.SetLookupOptions(value_set=among)
@@ -180,10 +195,10 @@ def round_steps(run_dir: Path, round: int) -> list[StepRecord]:
     return [step for _, step in sorted(found, key=lambda pair: pair[0])]
 
 
-def run_facts(run_dir: Path) -> dict[str, Any]:
-    """`run` (its name), `path`, `loop`, `model`, `judge`, `planned_rounds`, `created` and `state`.
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """What `run.yaml` says: the config, and under `run` versions and machine.
 
-    Raises UsageError where there is no run, DataError where its files are damaged.
+    Raises UsageError where there is no run, DataError where the file is damaged.
     """
     file = run_dir / "run.yaml"
     if not file.is_file():
@@ -196,6 +211,15 @@ def run_facts(run_dir: Path) -> dict[str, Any]:
         raise broken(file, "it cannot be read as YAML") from error
     if not isinstance(config, dict):
         raise broken(file, "it is not a mapping")
+    return config
+
+
+def run_facts(run_dir: Path) -> dict[str, Any]:
+    """`run` (its name), `path`, `loop`, `model`, `judge`, `planned_rounds`, `created` and `state`.
+
+    Raises UsageError where there is no run, DataError where its files are damaged.
+    """
+    config = read_config(run_dir)
     events = read_lines(run_dir / "events.jsonl")
     started = next((e for e in reversed(events) if e.get("event") == "run_started"), {})
     head = config.get("run")

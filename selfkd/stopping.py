@@ -16,6 +16,18 @@ SHARD = 30.0
 """Seconds that a shard in the making may take once a stop was asked for."""
 
 
+class EndOfRun(Exception):
+    """Raised to end a loop early but in order; `reason` is recorded."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class SampledOnce(Stopped):
+    """The run went as far as it can without training; it can be resumed."""
+
+
 class Patient:
     """A check that lets a stop wait a while, so that what is being made can be finished."""
 

@@ -107,6 +107,26 @@ def hint(template: str = HINT) -> View:
     return View(f"hint({_digest(template)})", rewrite)
 
 
+def context(template: str) -> View:
+    """Columns of the prompt at the end of the last user message: what is known only in hindsight.
+
+    A demonstration, a reference solution, feedback: privileged context for a teacher (SDFT, OPSD,
+    SDPO). `template` is added as it stands, with {answer} and {any other column} filled in.
+    """
+    text = from_columns(template)
+    if not placeholders(template):
+        raise UsageError(
+            f"the context {template!r} names no column",
+            remedy="write {answer} or another column where it goes; `affix` adds a fixed text",
+        )
+
+    def rewrite(prompt: Prompt, messages: Messages) -> Messages:
+        added = text(prompt)
+        return _edit_question(prompt, messages, lambda question: question + added)
+
+    return View(f"context({_digest(template)})", rewrite)
+
+
 def affix(text: str, where: Literal["start", "end"] = "end") -> View:
     """`text`, as it stands, at the start or end of the last user message (RLCD's two sides)."""
 

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from selfkd.cluster import Cluster
-from selfkd.sampling.actor import EngineOptions
-from selfkd.sampling.base import Sampling
+from selfkd.cluster import ANYWHERE, Cluster
+from selfkd.sampling.actor import EngineOptions, Shard
+from selfkd.sampling.base import Completion, Sampling
 from selfkd.sampling.pool import SamplerPool
+from selfkd.sampling.sync import Reload
 
 Weights = dict[str, torch.Tensor]
 
@@ -44,15 +45,27 @@ def canary_of(path: Path, tokens: list[int]) -> list[tuple[list[int], list[float
 def make_pool(cluster: Cluster, kind: str, **options: object) -> SamplerPool:
     return SamplerPool(
         cluster,
-        EngineOptions(kind, options),  # type: ignore[arg-type]
+        EngineOptions(kind, options),
         seed=0,
-        gpus=0,
-        sync="reload",
+        place=ANYWHERE,
+        sync=Reload(),
         max_restarts=2,
         start_timeout=120,
         silence_timeout=120,
         check=lambda: None,
     )
+
+
+def by_request(shard: Shard) -> dict[str, list[Completion]]:
+    """The completions of a shard, by request id."""
+    found: dict[str, list[Completion]] = {}
+    for row in shard.completions.to_pylist():
+        completion = Completion(
+            row["completion"], tuple(row["tokens"]), row["finish"], row["logprob"]
+        )
+        found.setdefault(row["request"], []).append(completion)
+        assert len(found[row["request"]]) == row["index"] + 1
+    return found
 
 
 def inside(pool: SamplerPool, function: Callable[..., object]) -> Any:

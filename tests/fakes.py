@@ -3,21 +3,26 @@
 For tests of loops and of the run's bookkeeping, where a model would only cost time.
 """
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfkd.cluster import ANYWHERE
 from selfkd.config import Resolved, resolve
+from selfkd.enginecalls import EngineCalls
+from selfkd.judgecalls import Call, Choices
 from selfkd.judging import JudgeSpec
 from selfkd.launch import new_run
 from selfkd.ledger import Ledger, writing
+from selfkd.nested import Nested
 from selfkd.prompts import open_prompts
 from selfkd.records import Sample, Verdict
-from selfkd.run import EndOfRun, Run, Setting
+from selfkd.run import Run
 from selfkd.sampling.actor import Progress, Shard
-from selfkd.sampling.base import Completion, Sampling
+from selfkd.sampling.base import Completion, Sampling, Work
+from selfkd.setting import Setting
+from selfkd.stopping import EndOfRun
 from selfkd.training.base import TrainJob, TrainReport
 from tests.testbed.charmodel import char_tokenizer
 from tests.testbed.play import JUDGES
@@ -51,15 +56,26 @@ class ScriptedSampler:
     ) -> Iterator[Shard | Progress]:
         self.samplings.append(sampling)
         for index, requests in shards:
-            completions = {}
-            for request in requests:
-                text = str(TOKENIZER.decode(list(request.prompt_tokens))).replace(" ", "")
-                self.asked += [(policy, text)] * request.n
-                completions[request.id] = [
-                    self._complete(self.answer(policy, text, k), sampling.max_tokens)
-                    for k in range(request.n)
-                ]
-            yield Shard(index, completions)
+            yield Shard.of(index, self._answers(policy, requests, sampling))
+
+    def serve(
+        self, policy: str, path: Path, canary: Any, work: Sequence[Work], check: Any
+    ) -> list[dict[str, Any]]:
+        """Judges' calls, answered by the same function."""
+        return [self._answers(policy, piece.requests, piece.sampling) for piece in work]
+
+    def _answers(
+        self, policy: str, requests: Sequence[Any], sampling: Any
+    ) -> dict[str, list[Completion]]:
+        completions = {}
+        for request in requests:
+            text = str(TOKENIZER.decode(list(request.prompt_tokens))).replace(" ", "")
+            self.asked += [(policy, text)] * request.n
+            completions[request.id] = [
+                self._complete(self.answer(policy, text, k), sampling.max_tokens)
+                for k in range(request.n)
+            ]
+        return completions
 
     def _complete(self, text: str, limit: int) -> Completion:
         tokens = [*TOKENIZER(text)["input_ids"], TOKENIZER.eos_token_id]
@@ -67,6 +83,22 @@ class ScriptedSampler:
         return Completion(text, tuple(tokens[:limit]), finish)
 
     def close(self) -> None: ...
+
+
+class DirectCaller:
+    """Passes a judge's calls on without a process in between."""
+
+    name = "scripted"
+    structured = False
+
+    def __init__(self, calls: EngineCalls) -> None:
+        self._calls = calls
+
+    def complete(self, calls: Sequence[Call]) -> list[Any]:
+        return self._calls.answer(calls, lambda: None)
+
+    def weigh(self, choices: Sequence[Choices]) -> list[Any]:
+        return self._calls.answer(choices, lambda: None)
 
 
 class ScriptedRun(Run):
@@ -88,17 +120,13 @@ class ScriptedRun(Run):
         return self.scripted
 
     def judge_batches(
-        self, judge: JudgeSpec, batches: Iterator[list[Sample]]
+        self,
+        judge: JudgeSpec,
+        batches: Iterator[list[Sample]],
+        calls: EngineCalls | None = None,
     ) -> Iterator[list[Verdict]]:
-        target = judge.build()
-        for batch in batches:
-            verdicts = []
-            for sample in batch:
-                value = target(sample)
-                if not isinstance(value, Verdict):
-                    value = sample.verdict(value)
-                verdicts.append(dataclasses.replace(value, judge=judge.name))
-            yield verdicts
+        judged = Nested(judge, DirectCaller(calls) if calls else None)
+        return (judged.judge(batch) for batch in batches)
 
     def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
         self.jobs.append(job)
@@ -136,7 +164,7 @@ def resumed(run: ScriptedRun, answer: Answer) -> ScriptedRun:
 
 def _open(resolved: Resolved, path: Path, model: Path, folder: Path, answer: Answer) -> ScriptedRun:
     opened = open_prompts(resolved.config.prompts, seed=resolved.config.seed, base=folder)
-    setting = Setting(model, TOKENIZER, "transformers", False, 96, 0, 0)
+    setting = Setting(model, TOKENIZER, "transformers", False, 96, ANYWHERE, ANYWHERE)
     ledger = Ledger(path)
     cluster: Any = None
     return ScriptedRun(

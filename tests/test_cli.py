@@ -120,6 +120,10 @@ def test_prompt_faults_exit_4_with_the_place(call, tmp_path):
     (tmp_path / "sums.jsonl").write_text('{"prompt": "1+1="}\n{"prompt": "1+2="}\n')
     result = call("run", "run.yaml", "--dry-run", "prompts.heldout=0")
     assert result.code == 4 and "answer" in result.err
+    answered = [f'{{"prompt": "1+{i}=", "answer": "{1 + i}"}}\n' for i in range(9)]
+    (tmp_path / "sums.jsonl").write_text("".join([*answered, '{"prompt": "2+2="}\n']))
+    later = ["prompts.heldout=0", "prompts.per_round=1"]  # whichever round takes it
+    assert "answer" in call("run", "run.yaml", "--dry-run", *later).err
 
 
 def test_a_missing_run_is_a_usage_error(call):
@@ -207,7 +211,10 @@ def test_a_judge_is_tested_outside_a_run(call, tmp_path):
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     result = call("judge", "test", "mine.py:short", "--samples", "samples.jsonl", "--json")
     assert result.code == 0, result.err
-    assert [v["reward"] for v in json.loads(result.out)] == [1.0, 0.0]
+    found = json.loads(result.out)
+    assert [v["reward"] for v in found["verdicts"]] == [1.0, 0.0]
+    assert found["card"]["controls"]["colon"]["reward_mean"] == 1.0
+    assert found["notes"] == ["it fails the controls empty, invisible, colon"]
     result = call("judge", "test", "mine.py:short", "--samples", "samples.jsonl", "limt=9")
     assert result.code == 2 and "limit" in result.err
 

@@ -12,8 +12,12 @@ from tests.testbed.addition import write_prompts
 ROOT = Path(__file__).parents[1]
 
 
-def test_config_page_is_up_to_date():
-    code = "import generate; assert generate.render() == generate.TARGET.read_text()"
+def test_generated_pages_are_up_to_date():
+    code = """
+import generate
+for page, text in generate.pages().items():
+    assert text == (generate.FOLDER / page).read_text(), page
+"""
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT / "docs", capture_output=True, text=True)
     assert done.returncode == 0, f"run python docs/generate.py\n{done.stderr}"
@@ -68,3 +72,27 @@ def test_the_readme_judge_works_as_printed(tmp_path):
     assert judge(Sample("a", prompt, 0, "Yes, please.")) == 1.0
     assert judge(Sample("b", prompt, 0, "Go away.")) == 0.0
     assert judge(Sample("c", prompt, 0, "")) is None
+
+
+def test_the_judge_of_the_judges_page_works_as_printed(tmp_path):
+    from tests.callers import ScriptedCaller, answer, judged
+
+    page = (ROOT / "docs" / "judges.md").read_text()
+    code = re.search(r"```python\n(# brevity\.py.*?)```", page, re.DOTALL)
+    assert code
+    (tmp_path / "brevity.py").write_text(code[1])
+    caller = ScriptedCaller(weigh=lambda text, choices: [-len(text), -40.0])
+    found = judged(f"{tmp_path}/brevity.py:Brevity", [answer("Hi."), answer("a" * 60)], caller)
+    assert [v.reward for v in found] == [1.0, 0.0]
+
+
+def test_the_compositions_of_the_judges_page_can_be_built(tmp_path):
+    import yaml
+
+    from selfkd.judging import resolve_judge
+
+    page = (ROOT / "docs" / "judges.md").read_text()
+    configs = re.findall(r"```yaml\n(judge:.*?)```", page, re.DOTALL)
+    specs = [resolve_judge(yaml.safe_load(text)["judge"], tmp_path) for text in configs]
+    assert [spec.engine for spec in specs] == ["own", "own"]
+    assert [len(spec.identity()) for spec in specs] == [16, 16]

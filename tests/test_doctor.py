@@ -1,6 +1,7 @@
 """Damage to a run is found, named and moved aside with all that was made from it."""
 
 import json
+import shutil
 import socket
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from selfkd.ledger import Ledger
 from selfkd.locks import RunLock
 from selfkd.policies import Policies
 from selfkd.repair import check_run
+
+EXAMPLE = Path(__file__).parents[1] / "runs" / "example"
 
 
 def make_run(path: Path, rounds: int = 3, parent: dict[str, object] | None = None) -> Path:
@@ -143,6 +146,19 @@ def test_a_missing_policy_and_a_step_without_its_record_are_noticed(tmp_path):
     assert check_run(run) == [] and not (run / "rounds/002/03-train").exists()
 
 
+def test_a_run_copied_without_weights_is_whole(tmp_path):
+    run = make_run(tmp_path / "run")
+    for weights in run.glob("policies/*/*.safetensors"):
+        weights.unlink()
+    (problem,) = check_run(run)
+    assert problem.note and not problem.place and "no weights" in problem.what
+    shutil.rmtree(run / "policies")
+    text, healthy = diagnose(run)
+    assert healthy and "note" in text and "BAD" not in text
+    assert check_run(EXAMPLE)[0].note and len(check_run(EXAMPLE)) == 1
+    assert next(p.path for p in check_run(run, repair=True) if p.place) == "policies/round-001"
+
+
 def test_a_shard_nobody_recorded_is_noticed(tmp_path):
     run = make_run(tmp_path / "run", rounds=1)
     source = run / "rounds/000/02-judge/00000.parquet"
@@ -208,6 +224,7 @@ def test_the_report_on_a_run_as_json(tmp_path):
         "path": "rounds/000/02-judge/manifest.json",
         "what": "not a manifest",
         "harmless": False,
+        "note": False,
         "done": "",
     }
 

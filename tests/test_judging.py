@@ -9,13 +9,20 @@ from typing import Any
 
 import pytest
 
+from selfkd.cardtext import render_card
 from selfkd.cluster import Cluster
+from selfkd.controls import ControlOptions
 from selfkd.errors import DataError, InfrastructureError, UsageError
 from selfkd.judgepool import JudgePool
-from selfkd.judgetest import read_samples_file, render_verdicts, run_judge_test, spec_of
-from selfkd.judging import JudgeSpec, check_failures, options_doc, resolve_judge
+from selfkd.judgetest import spec_of, try_judge
+from selfkd.judging import JudgeSpec, options_doc, resolve_judge
 from selfkd.plugins import find_judge
-from selfkd.records import Prompt, Sample, Verdict
+from selfkd.processes import JudgingConfig
+from selfkd.records import VERDICTS, Prompt, Sample, Verdict, rows_table
+from selfkd.reportcard import report_card
+from selfkd.samplefile import Labelled, read_samples_file
+from selfkd.verbs.judge import Tally
+from selfkd.verdictcache import VerdictCache
 
 JUDGES = '''
 import asyncio, ctypes, os, re, sys, time
@@ -133,6 +140,19 @@ def wild(sample):
     if what == "columns":
         return len(sample.columns["topic"])
     return sample.verdict(0.5, answer=7, rationale="fine")
+
+class First:
+    """Prefers what it is shown first, but never c."""
+
+    def judge(self, samples):
+        return [-float(i) - 10 * (s.completion == "c") for i, s in enumerate(samples)]
+
+@selfkd.judge("paid", cacheable=True)
+def paid(sample, *, log: str):
+    time.sleep(0.05)
+    with open(log, "a") as file:
+        file.write(sample.id + "\\n")
+    return len(sample.completion)
 
 def fatal(sample):
     os._exit(1)
@@ -507,25 +527,49 @@ def test_options_are_documented(folder: Path) -> None:
     assert options_doc(find_judge("regex"))[0][1:3] == ("re.Pattern[str] (required)", None)
 
 
-def test_failures_above_the_allowed_share_end_the_run() -> None:
-    def verdicts(**counts: int) -> list[Verdict]:
-        rewards = {"ok": 1.0}
-        return [
-            Verdict("s", "p", "mine", rewards.get(status), status, rationale=f"{status} of s")  # type: ignore[arg-type]
-            for status, count in counts.items()
-            for _ in range(count)
-        ]
+def tally(**counts: int) -> Tally:
+    """Verdicts, so many of each status."""
+    found = Tally()
+    for status, count in counts.items():
+        reward = 1.0 if status == "ok" else None
+        row = Verdict("s", "p", "mine", reward, status, rationale=f"{status} of s")  # type: ignore[arg-type]
+        found.add(rows_table([row] * count, VERDICTS))
+    return found
 
-    check_failures([], 0.0)
-    check_failures(verdicts(ok=90, error=5, timeout=5), 0.1)
-    check_failures(verdicts(unparsed=50, abstained=50), 0.0)
+
+def limits(max_failure_rate: float, max_unscored: float = 1.0) -> JudgingConfig:
+    return JudgingConfig.model_validate(
+        {"max_failure_rate": max_failure_rate, "max_unscored": max_unscored}
+    )
+
+
+def test_failures_above_the_allowed_share_end_the_run() -> None:
+    tally().check(limits(0.0), 0)
+    tally(ok=90, error=5, timeout=5).check(limits(0.1), 100)
+    tally(unparsed=50, abstained=50).check(limits(0.0), 100)
     with pytest.raises(DataError) as caught:
-        check_failures(verdicts(ok=80, error=7, timeout=4, unparsed=9), 0.1)
+        tally(ok=80, error=7, timeout=4, unparsed=9).check(limits(0.1), 100)
     expected = "judge 'mine' failed on 11 of 100 samples (7 error, 4 timeout, 9 unparsed), "
     assert str(caught.value).startswith(
-        expected + "more than the share 0.1; for example error of s"
+        expected + "more than the share 0.1 of 100; for example error of s"
     )
     assert caught.value.exit_code == 4
+    # Told as soon as it is certain, and not before.
+    tally(error=10).check(limits(0.1), 100)
+    with pytest.raises(DataError, match="failed on 11 of 11 samples"):
+        tally(error=11).check(limits(0.1), 100)
+
+
+def test_too_few_rewards_end_the_run_whatever_the_reason() -> None:
+    tally().check(limits(1.0, 0.0), 0)
+    tally(ok=50, unparsed=30, abstained=20).check(limits(1.0, 0.5), 100)
+    with pytest.raises(DataError) as caught:
+        tally(ok=49, unparsed=30, abstained=20, error=1).check(limits(1.0, 0.5), 100)
+    assert str(caught.value).startswith(
+        "judge 'mine' gave 51 of 100 samples no reward (20 abstained, 1 error, 30 unparsed), more "
+        "than the share 0.5 of 100; for example unparsed of s"
+    )
+    assert caught.value.exit_code == 4 and "max_unscored" in str(caught.value)
 
 
 # -- selfkd judge test ----------------------------------------------------------------------------
@@ -535,26 +579,77 @@ def test_a_judge_is_tried_on_a_file(cluster: Cluster, tmp_path: Path) -> None:
     file = tmp_path / "samples.jsonl"
     messages = [{"role": "user", "content": "4+4"}]
     rows = [
-        {"prompt": "2+2", "completion": "It is 4", "answer": 4},
-        {"prompt": messages, "completion": "9", "answer": "8", "level": 3},
+        {"prompt": "2+2", "completion": "It is 4", "answer": 4, "gold": True},
+        {"prompt": messages, "completion": "9", "answer": "8", "level": 3, "policy": "round-1"},
         {"prompt": "1+1", "completion": "2", "answer": "2", "finish": "length"},
     ]
     file.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    spec = spec_of("number", ["tolerance=0.5"])
-    verdicts = run_judge_test(spec, file, cluster=cluster)
-    assert [v.reward for v in verdicts] == [1, 0, 0]
-    assert render_verdicts(verdicts, False).splitlines() == [
+    labelled = read_samples_file(file)
+    assert labelled.samples[1].columns == {"level": 3}
+    assert [s.policy for s in labelled.samples] == ["base", "round-1", "base"]
+    assert labelled.gold == {"line-1": 1.0}  # and no judge is shown it
+    assert labelled.samples[0].columns == {}
+
+    spec, gold = spec_of("number", ["tolerance=0.5"]), spec_of("number", ["truncated=read"])
+    controls = ControlOptions.model_validate({"per_round": 2})
+    trial = try_judge(
+        spec, labelled, repeats=2, controls=controls, gold_judge=gold, cluster=cluster
+    )
+    assert [[v.reward for v in verdicts] for verdicts in trial.passes] == [[1, 0, 0], [1, 0, 0]]
+    assert trial.gold == {"line-1": 1, "line-2": 0, "line-3": 1}
+    card = report_card(trial)
+    assert card["gold"]["accuracy"] == pytest.approx(2 / 3)
+    assert card["retest"]["changed"] == 0 and card["swap"] is None
+    assert card["controls"]["gold"]["count"] == 2
+    assert not any(kind["failed"] for kind in card["controls"].values())
+    assert render_card(card, trial, 2).splitlines()[:4] == [
         "line-1  1  read '4'",
         "line-2  0  read '9'",
-        "line-3  0  length",
-        "3 samples, 3 scored, mean reward 0.333",
+        "... and 1 more (--json has them all)",
+        "",
     ]
-    assert json.loads(render_verdicts(verdicts, True))[1]["answer"] == "9"
-    assert read_samples_file(file)[1].columns == {"level": 3}
     with pytest.raises(UsageError, match="no option 'tol'"):
         spec_of("number", ["tol=1"])
     with pytest.raises(UsageError, match="is no option"):
         spec_of("number", ["tolerance"])
+
+
+def test_a_judge_of_whole_prompts_is_shown_them_in_both_orders(
+    cluster: Cluster, folder: Path
+) -> None:
+    spec = resolve_judge("./my_judges.py:First", folder)
+    samples = [sample(text, number) for text in "abc" for number in range(2)]
+    trial = try_judge(spec, Labelled(samples, {}), repeats=2, cluster=cluster)
+    assert report_card(trial)["swap"] == {"pairs": 6, "consistent": pytest.approx(1 / 3)}
+    assert [v.sample_id for v in trial.passes[1]] == [s.id for s in samples]
+
+
+def test_verdicts_that_came_before_a_stop_are_not_paid_again(
+    cluster: Cluster, folder: Path, tmp_path: Path
+) -> None:
+    log, samples = folder / "paid.txt", batch(*(f"text {k}" for k in range(60)))
+
+    def check() -> None:
+        if log.exists() and log.read_text().count("\n") >= 20:
+            raise KeyError("stop")
+
+    spec = resolve_judge({"use": "./my_judges.py:paid", "log": str(log)}, folder)
+    assert spec.cacheable
+    cache = VerdictCache(spec.identity(), path=tmp_path / "verdicts")
+    pool = pool_of(spec, cluster, check=check)
+    with pytest.raises(KeyError, match="stop"):
+        list(pool.judge_batches(iter([samples]), cache=cache))
+    pool.close()
+    paid = log.read_text().splitlines()
+    cache = VerdictCache(spec.identity(), path=tmp_path / "verdicts")
+    pool = pool_of(spec, cluster)
+    (verdicts,) = pool.judge_batches(iter([samples]), cache=cache)
+    known = cache.hits
+    pool.close()
+    again = log.read_text().splitlines()[len(paid) :]
+    assert 0 < known == len(samples) - len(again)
+    assert len({*paid} & {*again}) <= 8  # those that were on their way
+    assert [v.reward for v in verdicts] == [float(len(s.completion)) for s in samples]
 
 
 @pytest.mark.parametrize(
@@ -568,6 +663,9 @@ def test_a_judge_is_tried_on_a_file(cluster: Cluster, tmp_path: Path) -> None:
         ('{"prompt": "a", "completion": "b"}', "the judge needs an answer"),
         ('{"prompt": "a", "completion": "b", "answer": [1]}', r"answer is \[1\], not text"),
         ('{"prompt": "a", "completion": "b", "finish": "x"}', "finish is 'x'"),
+        ('{"prompt": "a", "completion": "b", "answer": "1", "gold": "1"}', "gold is '1', not a"),
+        ('{"prompt": "a", "completion": "b", "answer": "1", "gold": NaN}', "gold is nan, not a"),
+        ('{"prompt": "a", "completion": "b", "answer": "1", "policy": 1}', "policy is 1, not a"),
     ],
 )
 def test_bad_samples_are_named_by_line(tmp_path: Path, line: str, message: str) -> None:
@@ -575,3 +673,24 @@ def test_bad_samples_are_named_by_line(tmp_path: Path, line: str, message: str) 
     file.write_text('{"prompt": "a", "completion": "b", "answer": "1"}\n' + line + "\n")
     with pytest.raises(DataError, match=re.escape(f"{file}:2: ") + message):
         read_samples_file(file, needs_answer=True)
+
+
+def test_a_judge_that_lacks_something_says_so_with_its_own_remedy(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "picky.py").write_text(
+        "import selfkd\n"
+        "from selfkd.errors import UsageError\n"
+        "def check(options):\n"
+        "    if options.tool:\n"
+        "        raise UsageError(f'there is no {options.tool}', remedy='install it')\n"
+        "@selfkd.judge('picky', ready=check)\n"
+        "def picky(sample, *, tool: str = ''):\n"
+        "    return 1\n"
+    )
+    JudgeSpec(f"{tmp_path}/picky.py:picky").check_ready()
+    spec = JudgeSpec(f"{tmp_path}/picky.py:picky", {"tool": "hammer"})
+    pool = pool_of(spec, cluster)
+    with pytest.raises(UsageError, match="there is no hammer — install it"):
+        list(pool.judge_batches(iter([batch("a")])))
+    pool.close()

@@ -23,9 +23,12 @@ HEAVY = {
     "trl",
     "peft",
     "math_verify",
+    "openai",
+    "verifiers",
+    "inspect_ai",
 }
 ENGINE = {"run", "round", "cluster", "launch", "assembly", "sampling", "training"}
-READERS = ["metrics", "alarms", "rundir", "repair", "viewer"]
+READERS = ["metrics", "alarms", "rundir", "repair", "viewer", "tracking"]
 LONGEST_FILE = 400
 LONGEST_PLUGIN = 120
 
@@ -128,6 +131,12 @@ def test_what_reads_runs_does_not_need_the_engine(reader):
         assert not {name for name in needed if name.partition(".")[2].split(".")[0] in ENGINE}
 
 
+def test_the_process_that_runs_a_loop_imports_no_trainer_and_no_engine():
+    for module in below("policies") + below("sampling.pool") + below("run"):
+        models = {"selfkd.training.adapters", "selfkd.training.checkpoints", "selfkd.sampling.vllm"}
+        assert not reaches(module) & models, module
+
+
 def test_the_engine_names_no_loop_and_no_judge():
     plugins = {n for n in SOURCES if n.startswith(("selfkd.loops.", "selfkd.judges."))}
     assert plugins
@@ -138,6 +147,12 @@ def test_the_engine_names_no_loop_and_no_judge():
 @pytest.mark.parametrize("kind", ["loops", "judges"])
 def test_plug_ins_use_what_users_can_use(kind):
     public = {"selfkd", "selfkd.judging", "selfkd.judgements", "selfkd.instructions"}
+    public |= {"selfkd.sandbox", "selfkd.sandbox.box", "selfkd.sandbox.testing"}
+    public |= {"selfkd.classifier", "selfkd.localcalls", "selfkd.models"}
+    public |= {"selfkd.served.calls", "selfkd.served.options", "selfkd.prompts.tasksets"}
+    public |= {"selfkd.errors"}
+    public |= {"selfkd.judgecalls", "selfkd.judgeprompts", "selfkd.nested", "selfkd.contests"}
+    public |= {"selfkd.contests", "selfkd.judgecalls", "selfkd.judgeprompts", "selfkd.nested"}
     public |= {f"selfkd.{kind}"}
     for module in below(kind):
         used = own(imports(module))

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from selfkd.errors import DataError, UsageError
-from selfkd.metrics import round_rows
+from selfkd.metrics import alarms, round_rows
 from tests.fakes import TOKENIZER, ScriptedRun, play_script, resumed, scripted_run
 from tests.testbed.addition import write_prompts
 from tests.testbed.play import JUDGES
@@ -303,6 +304,9 @@ def test_pairs_are_read_back_when_a_run_is_resumed(tmp_path, sums):
     assert first and pair_examples(again, 0) == first
 
 
+VOTE = {"judge": {"use": "majority"}, "gold_judge": f"{JUDGES}:right"}
+
+
 def test_lmsi_keeps_every_path_to_the_majoritys_answer_right_or_wrong(tmp_path, sums):
     script = {
         "1+2=": ["3", "1+2=3;3", "4", ""],
@@ -314,7 +318,7 @@ def test_lmsi_keeps_every_path_to_the_majoritys_answer_right_or_wrong(tmp_path, 
         return script[text.removeprefix("2+2=1+1+1+1;4")][k]
 
     run = scripted_run(
-        tmp_path, sums, answer, loop="lmsi", samples_per_prompt=4, cue="[]",
+        tmp_path, sums, answer, loop="lmsi", samples_per_prompt=4, cue="[]", **VOTE,
         shots=[["2+2=", "1+1+1+1;4"]], direct_shots=[["2+2=", "4"]],
     )  # fmt: skip
     play_script(run)
@@ -329,8 +333,20 @@ def test_lmsi_keeps_every_path_to_the_majoritys_answer_right_or_wrong(tmp_path, 
     )
     assert Path(run.jobs[0].start_path).name == "model"
     reasons = decisions(run, 0, "??-keep")
-    assert list(reasons.values()).count("not the majority's answer") == 4
+    assert list(reasons.values()).count("incorrect") == 4
     assert list(reasons.values()).count("empty") == 1
+    # Gold looked on: of the labels 3 and 10 are right, and one of each two was the vote's.
+    row = round_rows(run.ledger.path)[0]
+    assert row["reward_mean"] == pytest.approx(7 / 12)
+    assert row["agreement"]["pairs"] == 11 and row["agreement"]["pair_accuracy"] < 0.5
+
+
+@pytest.mark.parametrize("loop", ["lmsi", "self_rewarding", "meta_rewarding"])
+def test_loops_that_learn_without_labels_refuse_a_judge_that_has_them(tmp_path, sums, loop):
+    run = scripted_run(tmp_path, sums, lambda *a: "3", loop=loop)
+    with pytest.raises(UsageError, match="learns without labels") as caught:
+        play_script(run)
+    assert "gold_judge: right" in caught.value.remedy
 
 
 def test_spin_prefers_what_was_given_and_keeps_the_pairs_of_one_round_before(tmp_path, sums):
@@ -359,7 +375,18 @@ def test_spin_needs_a_completion_for_every_prompt(tmp_path, sums):
         play_script(run)
 
 
-RUBRIC = {"rubric": "{question}{response}[", "score_pattern": r"^([0-5])"}
+def judging(draws: int) -> dict[str, Any]:
+    """A judge in the few characters that the scripted policy has."""
+    judge = {
+        "use": "self_reward",
+        "draws": draws,
+        "template": "{question}{response}[",
+        "score_pattern": r"^([0-5])",
+        "max_tokens": 40,
+        "retries": 0,
+        "unfenced": True,
+    }
+    return {"judge": judge, "gold_judge": f"{JUDGES}:right"}
 
 
 def test_self_rewarding_pairs_what_it_judges_best_and_worst_itself(tmp_path, sums):
@@ -375,7 +402,7 @@ def test_self_rewarding_pairs_what_it_judges_best_and_worst_itself(tmp_path, sum
 
     run = scripted_run(
         tmp_path, sums, answer, loop="self_rewarding", rounds=1, samples_per_prompt=3,
-        judgements_per_sample=2, **RUBRIC,
+        **judging(draws=2),
     )  # fmt: skip
     play_script(run)
     assert pair_examples(run, 0) == [("1+2=", "3", "4"), ("5+5=", "7", "8")]
@@ -389,6 +416,54 @@ def test_self_rewarding_pairs_what_it_judges_best_and_worst_itself(tmp_path, sum
     assert row["extra"]["judgements"]["samples"] == 18
 
 
+def test_a_frozen_judge_is_the_policy_it_names_whoever_answers(tmp_path, sums):
+    def answer(policy, text, k):
+        return "50"[text[-2] == "1"] if text.endswith("[") else str(k)
+
+    asked: dict[str, set[tuple[str, bool]]] = {}
+    for frozen in (None, "base"):
+        settings = judging(draws=1)
+        settings["judge"] |= {"frozen": frozen}
+        run = scripted_run(
+            tmp_path, sums, answer, loop="self_rewarding", rounds=1, samples_per_prompt=2,
+            **settings,
+        )  # fmt: skip
+        play_script(run)
+        asked[str(frozen)] = {(policy, text.endswith("[")) for policy, text in run.asked}
+    # In round 0 both are the base; after it the policy answers, and judges unless it is frozen.
+    ends = {("base", True), ("base", False), ("round-1", False)}
+    assert asked == {"None": {*ends, ("round-1", True)}, "base": ends}
+
+
+def test_a_judge_that_likes_everything_teaches_nothing_and_raises_an_alarm(tmp_path, sums):
+    run = scripted_run(
+        tmp_path, sums, lambda policy, text, k: "5" if text.endswith("[") else str(k),
+        loop="self_rewarding", rounds=1, samples_per_prompt=2, on_no_signal="continue",
+        **judging(draws=1),
+    )  # fmt: skip
+    play_script(run)
+    rows = round_rows(run.ledger.path)
+    assert run.jobs == [] and rows[0]["train"]["no_signal"]
+    assert "judge_saturation" in {alarm.name for alarm in alarms(rows)}
+    assert set(decisions(run, 0).values()) == {"tie"}
+
+
+def test_judgements_are_read_back_when_a_run_is_resumed(tmp_path, sums):
+    def answer(policy, text, k):
+        return "50"[text[-2] == "1"] if text.endswith("[") else str(k)
+
+    def settings() -> dict[str, Any]:
+        loop = {"loop": "self_rewarding", "rounds": 2, "samples_per_prompt": 2, "name": "again"}
+        return loop | judging(draws=2)
+
+    run = scripted_run(tmp_path, sums, answer, **settings(), seed_stage=True)
+    play_script(run)
+    again = resumed(run, lambda *a: "unasked")
+    play_script(again)
+    assert run.asked and again.asked == [] and again.jobs == []
+    assert examples(again, 0) == examples(run, 0)
+
+
 def test_self_rewarding_seed_stage_learns_answers_and_judgements_that_agree(tmp_path, sums):
     def answer(policy, text, k):
         if not text.endswith("["):
@@ -397,7 +472,7 @@ def test_self_rewarding_seed_stage_learns_answers_and_judgements_that_agree(tmp_
 
     run = scripted_run(
         tmp_path, sums, answer, loop="self_rewarding", rounds=1, samples_per_prompt=2,
-        judgements_per_sample=2, seed_stage=True, pass_score=3, completion="{worked}", **RUBRIC,
+        seed_stage=True, pass_score=3, completion="{worked}", **judging(draws=2),
     )  # fmt: skip
     play_script(run)
     given = [("1+2=", "1+2=3;3"), ("12+34=", "2+4=6,1+3=4;46"), ("5+5=", "5+5=10,;10")]
@@ -423,7 +498,7 @@ def test_meta_rewarding_prefers_short_answers_and_judgements_that_win(tmp_path):
 
     run = scripted_run(
         tmp_path, prompts, answer, loop="meta_rewarding", rounds=2, samples_per_prompt=4,
-        judgements_per_sample=3, rho=0.2, judge_rounds=1, compared=3, **RUBRIC,
+        rho=0.2, judge_rounds=1, compared=3, **judging(draws=3),
         versus="{question}{response}{first},{second}]", winner_pattern=r"^([AB])",
     )  # fmt: skip
     play_script(run)

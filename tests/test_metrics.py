@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -11,11 +10,10 @@ import time
 import numpy as np
 import pytest
 
-from selfkd.alarms import Alarm
 from selfkd.errors import DataError, UsageError
 from selfkd.ledger import Ledger
 from selfkd.locks import RunLock
-from selfkd.metrics import alarms, curves_document, round_rows
+from selfkd.metrics import curves_document, round_rows
 from selfkd.records import EXAMPLES, Example, prompts_table, rows_table, samples_table
 from tests.synthetic import generate, judge, keep, make_samples, measure, new_run, prompts
 
@@ -24,7 +22,9 @@ KEYS = {
     "distinct_2", "unique", "scored", "unscored", "unscored_by", "reward_mean", "reward_p10",
     "reward_p50", "reward_p90", "pass_at_k", "kept", "dropped", "accept_rate", "coverage",
     "heldout_reward", "heldout_scored", "heldout_stderr", "seconds", "train", "pairs", "gate",
-    "extra",
+    "extra", "prompts", "reward_stderr", "reward_best", "reward_best_stderr", "reward_top",
+    "reward_length", "similarity", "overlap", "anchors", "agreement", "controls",
+    "scored_share",
 }  # fmt: skip
 
 
@@ -58,6 +58,7 @@ def test_reward_figures(tmp_path):
     (row,) = round_rows(tmp_path / "run")
     assert (row["scored"], row["unscored"]) == (4, 2)
     assert row["unscored_by"] == {"timeout": 1, "unparsed": 1}
+    assert row["scored_share"] == pytest.approx(4 / 6)
     assert row["reward_mean"] == pytest.approx(2.5 / 4)
     # 0, .5, 1, 1 interpolated: position .3, 1.5 and 2.7 of 0..3
     assert row["reward_p10"] == pytest.approx(0.15)
@@ -269,77 +270,3 @@ def test_running_means_that_the_lock_is_held_by_a_living_process(tmp_path):
     assert curves_document(ledger.path)["state"] == "stopped"
     with RunLock(ledger.path) as lock:  # looking has left the lock free
         assert lock.stale == record
-
-
-# -- alarms ---------------------------------------------------------------------------------------
-
-CALM = {
-    "policy": "p", "samples": 80, "scored": 80, "unscored": 0, "unscored_by": {}, "kept": 20,
-    "reward_mean": 0.3, "accept_rate": 0.25, "coverage": 0.6, "heldout_reward": 0.4,
-    "heldout_stderr": 0.01, "length_mean": 30.0, "truncated": 0.1, "distinct_2": 0.5,
-    "unique": 0.9, "tokens": 2400, "gate": None,
-}  # fmt: skip
-
-
-def told(*changes: dict) -> list[tuple[int, str]]:
-    rows = [{"round": i, **CALM, **change} for i, change in enumerate(changes)]
-    return [(a.round, a.name) for a in alarms(rows)]
-
-
-def test_calm_rounds_raise_no_alarm():
-    assert told({}, {}, {}, {}) == []
-    assert alarms([]) == []
-
-
-def test_reward_hacking_needs_two_rounds_beyond_the_noise():
-    up = [0.3, 0.4, 0.5, 0.6]
-    down = [0.5, 0.45, 0.4, 0.3]
-    rows = [{"reward_mean": r, "heldout_reward": h} for r, h in zip(up, down, strict=True)]
-    assert told(*rows) == [(2, "reward_hacking")]  # told once, where it begins
-    assert told(*rows[:2]) == []
-    noisy = [row | {"heldout_stderr": 0.2} for row in rows[:3]]
-    assert told(*noisy) == []
-    assert told(*[r | {"heldout_reward": h} for r, h in zip(rows, up, strict=True)]) == []
-    rolled_back = {"gate": {"decision": "rolled_back"}}
-    assert told(rows[0], rows[1], rows[2] | rolled_back) == []
-    message = alarms([{"round": i, **CALM, **r} for i, r in enumerate(rows)])[0].message
-    assert "0.300 to 0.500" in message and "0.500 to 0.400" in message
-
-
-def test_diversity_collapse_against_the_first_round():
-    assert told({"unique": 1.0}, {"unique": 0.8}, {"unique": 0.69}, {"unique": 0.5}) == [
-        (2, "diversity_collapse")
-    ]
-    assert told({"distinct_2": 0.5}, {"distinct_2": 0.34}) == [(1, "diversity_collapse")]
-    assert told({"distinct_2": 0.5}, {"distinct_2": 0.34, "tokens": 9000}) == []  # more text
-    alone = {"unique": None}
-    assert told(alone | {"distinct_2": 0.5}, alone | {"distinct_2": 0.1}) == []
-
-
-def test_length_drift_by_round_and_over_the_run():
-    lengths = [20.0, 24.0, 28.0, 32.0]
-    assert told(*({"length_mean": n} for n in lengths)) == [(3, "length_drift")]
-    assert told({"length_mean": 20.0}, {"length_mean": 26.0}) == [(1, "length_drift")]
-    assert told({"length_mean": 40.0}, {"length_mean": 10.0}) == []
-
-
-@pytest.mark.parametrize(
-    ("change", "name", "word"),
-    [
-        ({"accept_rate": 0.01}, "low_acceptance", "1.0%"),
-        ({"accept_rate": 0.0}, "low_acceptance", "0.0%"),
-        ({"accept_rate": 0.99}, "high_acceptance", "99.0%"),
-        ({"unscored": 8, "unscored_by": {"timeout": 8}}, "judge_failures", "9%.*8 timeout"),
-        ({"coverage": 0.12}, "low_coverage", "12%"),
-        ({"truncated": 0.6}, "truncation", "60%.*max_tokens"),
-    ],
-)
-def test_alarms_on_one_round(change, name, word):
-    (alarm,) = alarms([{"round": 0, **CALM, **change}])
-    assert isinstance(alarm, Alarm) and alarm.name == name
-    assert re.search(word, alarm.message)
-
-
-def test_rounds_without_samples_raise_no_alarm():
-    empty = dict.fromkeys(CALM)
-    assert told({}, empty, {}) == []

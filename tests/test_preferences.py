@@ -18,6 +18,7 @@ from selfkd.ledger import Ledger
 from selfkd.objectives import DPO, KTO
 from selfkd.policies import Policies
 from selfkd.records import Example
+from selfkd.training.adapters import merge
 from selfkd.training.reference import TwinCollator
 from selfkd.training.sft import IGNORED
 from selfkd.training.trainer import LocalTrainer, _load, _make_trainer
@@ -248,10 +249,14 @@ def test_settings_cross_processes_as_plain_values() -> None:
 def committed(task: Any, folder: Path, start: Path) -> tuple[Policies, Path]:
     """The policies of a run in `folder` whose round-1 is what `task` trained from the base."""
     (folder / "run.yaml").write_text("")
-    policies = Policies(Ledger(folder), start)
-    made = replace(task, out_dir=str(policies.staging("round-1")))
+    policies = Policies(Ledger(folder), start, merge)
+    made = replace(
+        task,
+        out_dir=str(policies.staging("round-1")),
+        merged_dir=str(policies.staging_merged("round-1")),
+    )
     report = LocalTrainer().train(made)
-    policies.commit("round-1", "f", {}, [(list(t), list(e)) for t, e in report.canary])
+    policies.commit("round-1", "f", {"steps": 1}, [(list(t), list(e)) for t, e in report.canary])
     return policies, folder / "policies" / "round-001"
 
 
@@ -268,7 +273,11 @@ def test_an_adapter_alone_is_the_same_policy(tiny_model: Path, tmp_path: Path, d
     manifest = json.loads((stored / "MANIFEST.json").read_text())
     assert manifest["start"] == "base" and "adapter_model.safetensors" in manifest["files"]
 
-    policy = Policies(Ledger(tmp_path), tiny_model).get("round-1")  # as a sampler finds it
+    def merged_already(*paths: Path) -> None:
+        raise AssertionError("the trainer wrote the whole model, nobody has to merge again")
+
+    policies = Policies(Ledger(tmp_path), tiny_model, merged_already)
+    policy = policies.get("round-1")  # as a sampler finds it
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     peft = PeftModel.from_pretrained(base, str(stored))
     limit = 1e-4 if dtype == "float32" else 0.1

@@ -100,7 +100,7 @@ def test_weights_that_are_needed_after_all_name_the_training_that_makes_them(tmp
     run = pruned_run(tmp_path)
     kept = Policies(run.ledger, tmp_path / "model")
     assert kept.get("round-3").fingerprint and kept.get("round-2").path.exists()
-    with pytest.raises(UsageError, match=r"round-3 was pruned.*--round 2"):
+    with pytest.raises(UsageError, match=r"weights of round-3 were let go.*--round 2"):
         _ = kept.get("round-3").path
 
 

@@ -3,7 +3,20 @@
 import numpy as np
 import pytest
 
-from selfkd.rules import Candidates, above, at_most, correct, everything, finished, top, unique
+from selfkd.records import Decision, read_rows
+from selfkd.rules import (
+    Candidates,
+    above,
+    at_most,
+    below,
+    correct,
+    everything,
+    finished,
+    top,
+    unique,
+)
+from selfkd.tables import decide
+from selfkd.weights import LARGEST, by_advantage, by_reward, by_shortfall
 
 
 def candidates(
@@ -82,3 +95,30 @@ def test_composition_counts_only_survivors():
 )
 def test_no_candidate_is_fine(rule):
     assert apply(rule, candidates([])) == []
+
+
+def test_below_keeps_what_failed_and_never_treats_no_reward_as_zero():
+    c = candidates([0.5, 0.2, None])
+    assert apply(below(0.5), c) == ["reward 0.5 or more", None, "unscored"]
+
+
+def test_weights_come_from_verdicts():
+    c = candidates([1.0, 0.0, None, 0.25], prompts="aabb")
+    assert by_reward().weigh(c).tolist() == pytest.approx([1, 0, np.nan, 0.25], nan_ok=True)
+    assert by_shortfall(0.5).weigh(c).tolist() == pytest.approx([0, 0.5, np.nan, 0.25], nan_ok=True)
+    weighed = by_advantage(0.5).weigh(c).tolist()
+    assert weighed == pytest.approx([np.e, 1 / np.e, np.nan, 1], nan_ok=True)
+    assert by_advantage(1e-9).weigh(c)[0] == LARGEST
+
+
+def test_what_has_no_weight_is_dropped_with_the_reason():
+    c = candidates([1.0, 0.0, None, 0.25])
+    table = decide(c, at_most(3), by_reward(), np.random.default_rng(0))
+    decisions = read_rows(table, Decision)
+    kept = [(d.reason, d.weight) for d in decisions]
+    assert set(kept) <= {
+        ("kept", 1.0), ("weight 0", 1.0), ("no reward to weigh it by", 1.0), ("kept", 0.25),
+        ("over 3 a prompt", 1.0),
+    }  # fmt: skip
+    assert [d.kept for d in decisions] == [d.reason == "kept" for d in decisions]
+    assert len({d.reason for d in decisions} & {"weight 0", "no reward to weigh it by"}) >= 1

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,11 @@ from selfkd.cluster import ActorLost, Cluster
 from selfkd.errors import DataError, InfrastructureError, Stopped
 from selfkd.hardware import has_gpu
 from selfkd.sampling.actor import EngineOptions, SamplerActor, Shard
-from selfkd.sampling.base import Completion, Request, Sampling
+from selfkd.sampling.base import Completion, Request, Sampling, Work
 from selfkd.sampling.pool import SamplerPool
 from selfkd.sampling.transformers import TransformersEngine
 from selfkd.stopping import Patient
-from tests.engines import Weights, canary_of, drawn, edited, inside, make_pool, process
+from tests.engines import Weights, by_request, canary_of, drawn, edited, inside, make_pool, process
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,7 +39,10 @@ def engine(path: Path, **options: int) -> TransformersEngine:
 def complete(
     sampler: TransformersEngine, requests: list[Request], sampling: Sampling
 ) -> dict[str, list[Completion]]:
-    answers = list(sampler.generate(requests, sampling))
+    sampler.add(Work(tuple(requests), sampling))
+    answers: list[Any] = []
+    while sampler.busy:
+        answers += sampler.step()
     assert len(answers) == len(dict(answers))
     return dict(answers)
 
@@ -223,7 +227,7 @@ def test_shards_hold_their_own_requests(tiny_model: Path) -> None:
     shards = [(4, tuple(REQUESTS[:2])), (7, tuple(REQUESTS[2:]))]
     items = list(actor(tiny_model).generate("base", shards, GREEDY))
     answers = complete(engine(tiny_model), REQUESTS, GREEDY)
-    found = {i.index: i.completions for i in items if isinstance(i, Shard)}
+    found = {i.index: by_request(i) for i in items if isinstance(i, Shard)}
     assert found == {i: {r.id: answers[r.id] for r in requests} for i, requests in shards}
 
 
@@ -270,7 +274,7 @@ def killed_midway(pool: SamplerPool, path: Path, sampling: Sampling) -> list[int
             if not arrived:
                 os.kill(pid, signal.SIGKILL)
             arrived.append(item.index)
-            assert len(item.completions[f"k{item.index}"]) == 4
+            assert len(by_request(item)[f"k{item.index}"]) == 4
     assert process(pool) != pid
     return arrived
 
@@ -362,8 +366,8 @@ def test_an_engine_that_keeps_dying_ends_the_run(pool: SamplerPool, tiny_model: 
     pool.hold("base", tiny_model, [])
     made = pool._start
 
-    def start_and_kill(policy: str, path: Path) -> None:
-        made(policy, path)
+    def start_and_kill(*arguments: Any) -> None:
+        made(*arguments)
         os.kill(process(pool), signal.SIGKILL)
 
     os.kill(process(pool), signal.SIGKILL)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from selfkd.metrics import alarms
 from tests.testbed.addition import Sum, draw, hinted, prompt, scratchpad, write_prompts
 from tests.testbed.beds import Bed, by_testbed_only
 from tests.testbed.charmodel import train_base
@@ -25,6 +26,20 @@ def test_rest_em_gains_and_loses_diversity(bed: Bed) -> None:
     assert rows[-1]["heldout_reward"] >= rows[0]["heldout_reward"] + 0.35
     assert rows[-1]["reward_mean"] >= rows[0]["reward_mean"] + 0.4
     assert rows[-1]["unique"] <= 0.6 * rows[0]["unique"]
+
+
+def test_a_judge_that_loves_length_trips_the_gap_alarm_within_three_rounds(bed: Bed) -> None:
+    rows = play(
+        bed.runs, "rest", bed.model, bed.prompts, bed.heldout,
+        rounds=3, samples_per_prompt=8, thresholds=[0.0], learning_rate_decay=1.0, seed=bed.seed,
+        judge=f"{JUDGES}:long", gold_judge=f"{JUDGES}:right", gate={"mode": "off"},
+        alarms={"stop": ["reward_hacking"]},
+        train={"learning_rate": 5e-4, "batch_size": 32, "epochs": 2, "dtype": "float32"},
+    )  # fmt: skip
+    told = [alarm.round for alarm in alarms(rows) if alarm.name == "reward_hacking"]
+    assert told and told[0] <= 3
+    assert rows[-1]["reward_mean"] > rows[0]["reward_mean"]
+    assert rows[-1]["heldout_reward"] < rows[0]["heldout_reward"]
 
 
 @by_testbed_only

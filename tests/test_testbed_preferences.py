@@ -17,7 +17,7 @@ import pytest
 from selfkd.metrics import alarms
 from tests.testbed import SEEDS
 from tests.testbed.beds import Bed, Row, adding, by_testbed_only
-from tests.testbed.play import play
+from tests.testbed.play import JUDGES, play
 
 pytestmark = pytest.mark.testbed
 
@@ -42,7 +42,7 @@ def shift(run: Path, round: int = 0) -> float:
 
 def votes(run: Path, round: int) -> tuple[float, float]:
     """Accuracy of the most frequent answer, and its mean share of the votes."""
-    (step,) = (run / "rounds" / f"{round:03d}").glob("*-judge")
+    (step,) = (run / "rounds" / f"{round:03d}").glob("*-judge-audit")
     rows = [
         row for file in sorted(step.glob("*.parquet")) for row in pq.read_table(file).to_pylist()
     ]
@@ -97,6 +97,7 @@ def test_a_schedule_keeps_spin_alive(bed: Bed) -> None:
 
 
 LMSI: Settings = {
+    "judge": {"use": "majority", "pattern": "[0-9]+$"}, "gold_judge": f"{JUDGES}:right",
     "formats": ["cue"], "cue": "", "samples_per_prompt": 16, "gate": {"mode": "off"},
     "train": training(5e-4, 3),
 }  # fmt: skip
@@ -153,8 +154,13 @@ def test_a_self_judge_does_not_see_the_fall_that_the_gate_and_the_gap_alarm_tell
 ) -> None:
     bed = judging_bed
     settings: Settings = {
-        "samples_per_prompt": 8, "judgements_per_sample": 3, "rubric": "{question}{response}[",
-        "score_pattern": "^([0-5])", "alpha": 1.0, "train": training(3e-5, 4), "rounds": 4,
+        "judge": {
+            "use": "self_reward", "draws": 3, "template": "{question}{response}[", "retries": 0,
+            "score_pattern": "^([0-5])", "max_tokens": 40, "temperature": 1.0, "top_p": 1.0,
+            "unfenced": True,
+        },
+        "gold_judge": f"{JUDGES}:right", "samples_per_prompt": 8, "alpha": 1.0,
+        "train": training(3e-5, 4), "rounds": 4,
     }  # fmt: skip
 
     def rounds(**more: Any) -> list[dict[str, Any]]:

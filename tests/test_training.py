@@ -198,6 +198,24 @@ def test_a_micro_batch_that_does_not_divide_the_batch_is_refused() -> None:
         TrainOptions.model_validate({"batch_size": 16, "micro_batch_size": 5})
 
 
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 4}])
+def test_a_model_that_is_still_in_memory_trains_as_one_read_from_disk(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, int]
+) -> None:
+    first = job(tmp_path / "first", tiny_model, examples(), dtype="bfloat16", **options)
+    warm = LocalTrainer()
+    warm.train(first)
+    stored = Path(first.out_dir).rename(tmp_path / "committed")
+    losses = []
+    for name, trainer in (("cold", LocalTrainer()), ("warm", warm)):
+        if trainer is warm:
+            monkeypatch.delattr("selfkd.training.trainer.load")
+        second = job(tmp_path / name, stored, examples(), **options)
+        trainer.train(second)
+        losses.append([row["loss"] for row in log_of(second)])
+    assert losses[0] == losses[1]
+
+
 def test_an_adapter_is_merged_into_the_policy(tiny_model: Path, tmp_path: Path) -> None:
     task = job(tmp_path, tiny_model, examples(), lora_rank=4)
     report = LocalTrainer().train(task)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,13 +59,17 @@ def test_an_svg_has_the_axes_and_values_of_the_metric(tmp_path):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_status_says_how_a_run_ended_and_what_to_look_at():
+def test_status_says_how_a_run_ended_and_what_to_look_at(tmp_path):
     found = run_status(EXAMPLE)
     assert found["state"] == "finished" and found["round"]["round"] == 4
     text = render_status(found)
     assert text.startswith("example: finished, rest_em on SmolLM2-135M-Instruct, judged by number")
     assert "round 4 of 4, reward 0.361, held-out 0.440" in text
-    assert "warning: round 1: distinct token pairs fell" in text
+    shutil.copytree(EXAMPLE, tmp_path / "strict")
+    with (tmp_path / "strict" / "run.yaml").open("a") as file:
+        file.write("alarms: {low_coverage: 0.4}\n")
+    strict = render_status(run_status(tmp_path / "strict"))
+    assert "warning: round 0: only 33% of the prompts have a kept sample" in strict
     assert json.loads(printed("status", EXAMPLE, "--json"))["round"]["heldout_reward"] == 0.44
 
 
@@ -125,3 +130,13 @@ def test_what_is_remembered_stays_within_its_size():
     assert len(get("large", 50)) == 50  # larger than all: kept alone
     get("large", 50)
     assert made == ["a", "b", "c", "large"]
+
+
+def test_on_a_terminal_the_status_is_drawn_in_place(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    watch_status(EXAMPLE)
+    assert "round 4 of 4, reward 0.361" in sys.stdout.getvalue()  # type: ignore[attr-defined]

@@ -2,7 +2,17 @@ import pytest
 
 from selfkd.errors import DataError, UsageError
 from selfkd.records import Prompt
-from selfkd.views import affix, fewshot, fill, hint, placeholders, plain, principles, system
+from selfkd.views import (
+    affix,
+    context,
+    fewshot,
+    fill,
+    hint,
+    placeholders,
+    plain,
+    principles,
+    system,
+)
 
 QUESTION = Prompt.of("1 + 2 = ?", answer="3")
 SHOTS = [("1 + 1 = ?", "2"), ("2 + 2 = ?", "4")]
@@ -53,6 +63,17 @@ def test_braces_in_data_do_no_harm() -> None:
     prompt = Prompt.of("what is {answer}?", answer="{answer} {0} {{x}}")
     (message,) = hint(r" \boxed{{{answer}}}")(prompt)
     assert message["content"] == r"what is {answer}? \boxed{{answer} {0} {{x}}}"
+
+
+def test_context_fills_columns_in_after_the_question() -> None:
+    prompt = Prompt.of("1 + 2 = ?", answer="3", feedback="count {again}")
+    shown = context(" ({feedback}; {answer})")
+    assert lines(shown(prompt)) == ["user: 1 + 2 = ? (count {again}; 3)"]
+    assert shown.name == context(" ({feedback}; {answer})").name != context(" ({answer})").name
+    with pytest.raises(DataError, match="has no 'feedback' to fill in"):
+        shown(QUESTION)
+    with pytest.raises(UsageError, match="names no column"):
+        context("Think again.")
 
 
 @pytest.mark.parametrize("template", ["no place", "{answr}", "{answer} in {x}"])

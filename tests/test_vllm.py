@@ -20,10 +20,10 @@ from selfkd.cluster import Cluster
 from selfkd.errors import DataError, InfrastructureError
 from selfkd.records import EXAMPLES, Example, rows_table
 from selfkd.sampling.actor import Agreement, Canary, Shard
-from selfkd.sampling.base import Completion, Request, Sampling
+from selfkd.sampling.base import Completion, Request, Sampling, Weighing, Work
 from selfkd.sampling.pool import CACHES_LIMIT, WEIGHTS_LIMIT, SamplerPool
 from selfkd.training.base import TrainJob, TrainOptions
-from tests.engines import canary_of, drawn, edited, inside, make_pool, process
+from tests.engines import by_request, canary_of, drawn, edited, inside, make_pool, process
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +66,7 @@ def sampled(
 ) -> dict[str, list[Completion]]:
     items = pool.generate("base", path, [], [(0, tuple(requests))], sampling)
     (shard,) = [item for item in items if isinstance(item, Shard)]
-    return shard.completions
+    return by_request(shard)
 
 
 def test_completions_end_as_they_say(
@@ -110,6 +110,55 @@ def test_log_probabilities_agree_with_transformers(
     (got,) = inside(pool, lambda actor: actor._engine.logprobs([tokens]))
     assert got[0] == 0.0
     assert np.mean(np.abs(np.subtract(got, expected))) < 0.1
+
+
+def asked(pool: SamplerPool, path: Path, work: Work) -> dict[str, Any]:
+    (answers,) = pool.serve("base", path, [], [work], lambda: None)
+    return answers
+
+
+def test_continuations_are_weighed_as_transformers_does(
+    pool: SamplerPool, smollm2: Path, requests: list[Request]
+) -> None:
+    tokenizer = load_tokenizer(smollm2)
+    texts = ["The", "It", "The sum", "The answer is 7."]
+    continuations = tuple(tuple(tokenizer(t)["input_ids"]) for t in texts)
+    assert [len(c) for c in continuations][:2] == [1, 1]
+    weighings = tuple(Weighing(r.id, r.prompt_tokens, continuations) for r in requests[:2])
+    long = Weighing("long", requests[0].prompt_tokens * 20, continuations)
+    found = asked(pool, smollm2, Work((*weighings, long), urgent=True))
+    assert found.pop("long") == []
+    for weighing in weighings:
+        for tokens, got in zip(continuations, found[weighing.id], strict=True):
+            ((_, expected),) = canary_of(smollm2, [*weighing.prompt_tokens, *tokens])
+            assert got == pytest.approx(sum(expected[-len(tokens) :]), abs=0.1 * len(tokens))
+
+
+def test_an_answer_is_held_to_its_schema(
+    pool: SamplerPool, smollm2: Path, requests: list[Request]
+) -> None:
+    from selfkd.judging import JudgeSpec
+
+    judge = JudgeSpec("rubric").build(None)  # the schema that a judge really asks for
+    work = Work(tuple(requests[:4]), drawn(max_tokens=200), json.dumps(judge._schema), urgent=True)
+    ended = [c for (c,) in asked(pool, smollm2, work).values() if c.finish == "stop"]
+    assert ended and pool.structured("base", smollm2, [])
+    for completion in ended:
+        assert list(json.loads(completion.text)) == ["reason", "answers", "correct", "clear"]
+
+
+def test_a_judges_call_does_not_wait_until_all_is_generated(
+    pool: SamplerPool, smollm2: Path, requests: list[Request]
+) -> None:
+    # Twice as many sequences as run at once: what is urgent comes before the second half.
+    shards = [(i, (Request(f"j{i}", requests[i % 8].prompt_tokens, n=8),)) for i in range(16)]
+    stream = pool.generate("base", smollm2, [], shards, drawn(max_tokens=24))
+    next(stream)
+    answers = asked(pool, smollm2, Work(tuple(requests[:2]), drawn(max_tokens=4), urgent=True))
+    assert len(answers) == 2
+    left = inside(pool, lambda actor: actor._desk.engine._engine.get_num_unfinished_requests())
+    assert left >= 32
+    assert len([item for item in stream if isinstance(item, Shard)]) >= 15
 
 
 # -- updates ------------------------------------------------------------------------------------
@@ -220,10 +269,10 @@ def test_an_abandoned_generation_leaves_nothing_behind(
     pool: SamplerPool, smollm2: Path, requests: list[Request]
 ) -> None:
     def abandon(actor: Any) -> int:
-        stream = actor._engine.generate(requests, GREEDY)
+        stream = actor._desk.answers("base", Work(tuple(requests), GREEDY))
         next(stream)
         stream.close()
-        return actor._engine._engine.get_num_unfinished_requests()
+        return actor._desk.alone(lambda engine: engine._engine.get_num_unfinished_requests())
 
     assert inside(pool, abandon) == 0
     assert len(sampled(pool, smollm2, requests, GREEDY)) == 8
@@ -240,6 +289,6 @@ def test_a_killed_engine_is_replaced_and_no_shard_made_twice(
             if not arrived:
                 os.kill(pid, signal.SIGKILL)
             arrived.append(item.index)
-            assert len(item.completions[f"k{item.index}"]) == 8
+            assert len(by_request(item)[f"k{item.index}"]) == 8
     assert sorted(arrived) == list(range(16))
     assert (pool.restarts, inside(pool, lambda actor: actor.policy())) == (1, "base")

@@ -24,7 +24,16 @@ from selfkd.viewer.web.app import make_app
 from selfkd.viewer.web.folder import Folder
 from selfkd.viewer.web.report import render_report, write_report
 from selfkd.viewer.web.serve import listen
-from tests.synthetic import generate, judge, keep, make_samples, measure, new_run, prompts
+from tests.synthetic import (
+    generate,
+    judge,
+    keep,
+    make_samples,
+    measure,
+    new_run,
+    prompts,
+    write_metrics,
+)
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "runs" / "example"
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)></script>\u202e javascript:alert(3)"
@@ -118,12 +127,14 @@ def test_many_values_share_bars_and_few_have_one_each():
     assert len(reward_edges([])) == 0
 
 
-def test_the_list_shows_each_run_with_its_state_and_alarms(web):
+def test_the_list_shows_each_run_with_its_state_and_alarms(web, tmp_path):
+    write_metrics(new_run(tmp_path / "told"), round_rows(tmp_path / "small"))
     rows = {row["run"]: row for row in web.get("/api/runs").json()}
     example = rows["example"]
     assert example["state"] == "finished" and example["round"] == 4
     assert example["rewards"] == [r["reward_mean"] for r in round_rows(EXAMPLE)]
-    assert example["heldout"][0] == 0.16 and "diversity_collapse" in example["alarms"]
+    assert example["heldout"][0] == 0.16 and example["alarms"] == []
+    assert rows["told"]["alarms"] == ["judge_failures", "overlap"] and rows["told"]["critical"]
     assert rows["small"]["state"] == "stopped" and rows["small"]["rewards"] == []
 
 

@@ -86,7 +86,8 @@ def test_a_run_page_draws_every_figure_and_its_numbers_are_those_of_curves(page,
     for figure, keys in {
         "lead": ["reward_mean", "heldout_reward", "heldout_stderr", "scored"],
         "funnel": ["kept"],
-        "diversity": ["unique", "distinct_2"],
+        "diversity": ["unique", "distinct_2", "similarity"],
+        "taste": ["reward_length"],
         "choosing": ["accept_rate", "coverage", "truncated"],
         "length": ["length_mean", "length_p95"],
     }.items():
@@ -106,6 +107,71 @@ def column(page: Page, figure: str, key: str) -> list[Any]:
         f"{cells}.map(c => c.dataset.value === undefined ? null : Number(c.dataset.value))"
     )
     return found
+
+
+@in_browser
+def test_what_is_known_of_the_judge_is_drawn_and_nothing_where_nothing_is(page, address, tmp_path):
+    page.open(f"{address}/runs/example", f"{DRAWN} >= 13")
+    trust = "['drift', 'controls', 'agreement'].filter(i => document.querySelector('#figure-' + i))"
+    assert page.evaluate(trust) == []
+    ledger = new_run(tmp_path / "judged")
+    samples = make_samples(0, [(p, [1, 0]) for p in prompts(4)])
+    generate(ledger, 0, samples)
+    judge(ledger, 0, samples, [0.0, 1.0, 0.0, 1.0])
+    judge(ledger, 1, samples, [0.5, 1.0, 1.0, 1.0], "anchors")
+    with served(tmp_path) as own:
+        page.open(f"{own}/runs/judged", "document.querySelector('#figure-drift svg')")
+        page.evaluate("document.querySelector('#figure-drift details').open = true")
+        page.wait("document.querySelector('#figure-drift td')")
+        row = round_rows(ledger.path)[1]["anchors"]
+        for key, value in row.items():
+            assert column(page, "drift", key) == [value], key
+    rows = [
+        {
+            "round": n,
+            "controls": {"empty": {"count": 4, "failed": n, "reward_mean": 0.5, "fails": n > 0}},
+            "agreement": {"samples": 9, "coverage": 1, "auc": 0.75, "pairs": 4, "pair_accuracy": 1},
+        }
+        for n in (0, 1)
+    ]
+    page.evaluate(
+        f"selfkd.figures(document.querySelector('.figures'), [...selfkd.controls({{rounds: "
+        f"{json.dumps(rows)}}}), ...selfkd.agreement({{rounds: {json.dumps(rows)}}})])"
+    )
+    log = [{"step": n, "loss": 1, "chosen_shift": -n, "rejected_shift": -2 * n} for n in (1, 2)]
+    shapes = json.dumps([{"round": 0, "log": log}, {"round": 1, "log": log}])
+    page.evaluate("document.querySelector('main').append(selfkd.el('div', {id: 'more'}))")
+    page.evaluate(f"selfkd.figures(document.getElementById('more'), selfkd.trainings({shapes}))")
+    page.evaluate("document.querySelectorAll('figure details').forEach(d => d.open = true)")
+    page.wait(
+        "document.querySelectorAll('#figure-shifts table, #figure-controls table').length == 2"
+    )
+    assert column(page, "shifts", "rejected_shift") == [-2, -4, -2, -4]
+    assert not page.evaluate("Boolean(document.querySelector('#figure-margin'))")
+    assert column(page, "controls", "empty") == [0, 0.25]
+    assert column(page, "agreement", "auc") == [0.75, 0.75]
+    assert page.problems == []
+
+
+@in_browser
+def test_a_listener_hears_what_is_new_and_every_table_has_a_name(page, address):
+    page.open(f"{address}/runs/example", f"{DRAWN} >= 13")
+    page.evaluate("document.querySelectorAll('figure details').forEach(d => d.open = true)")
+    page.wait(f"document.querySelectorAll('figure table').length === {FIGURES}")
+    named = "[...document.querySelectorAll('table')].every(t => t.caption.innerText.length > 3)"
+    assert page.evaluate(named)
+    assert page.evaluate("document.querySelector('[role=status][aria-live]').innerText") is not None
+    spoken = "document.querySelector('main [role=status]').textContent"
+    assert page.evaluate(spoken) == "finished"
+    # Banner, navigation and main; what is inside of main is named.
+    assert page.evaluate(
+        "['header', 'nav[aria-label]', 'main'].every(s => document.querySelector(s))"
+    )
+    regions = "[...document.querySelectorAll('main section, main [role=region]')]"
+    assert page.evaluate(f"{regions}.every(s => s.getAttribute('aria-label'))")
+    heads = "[...document.querySelectorAll('h1, h2, h3')].map(h => Number(h.tagName[1]))"
+    levels = page.evaluate(heads)
+    assert levels[0] == 1 and set(levels) <= {1, 2}
 
 
 @in_browser
@@ -222,7 +288,7 @@ def test_the_list_filters_sorts_and_offers_to_compare(page, address):
     names = "[...document.querySelectorAll('tbody td[data-key=run]')].map(t => t.innerText)"
     page.evaluate("document.querySelector('[data-sort=run]').click()")
     assert page.evaluate(names) == ["empty", "example", "hostile", "small"]
-    page.fill("input[type=search]", "diversity")
+    page.fill("input[type=search]", "smollm2")
     assert page.evaluate(names) == ["example"]
     page.open(f"{address}/?text=finished", "document.querySelector('main h1')")
     page.open(f"{address}/?state=finished", f"{ROWS} === 1")

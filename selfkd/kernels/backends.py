@@ -15,40 +15,48 @@ log = logging.getLogger("selfkd.kernels")
 
 
 def choose_engine(backend: str, multiply: torch.dtype, device: torch.device) -> Engine:
-    """The engine for a backend's name; auto takes the fastest that works here.
+    """The engine for a backend's name.
 
+    auto takes triton on a GPU and cpu (compiled C++) on a CPU; where that cannot run, and for
+    float64, torch. What runs is logged once; a fallback is a warning.
     Raises UsageError for an unknown name, and for one that cannot work here.
     """
     if backend not in BACKENDS:
         raise UsageError(
             f"backend {backend!r} is unknown", remedy=f"Use one of {', '.join(BACKENDS)}."
         )
-    if backend == "cpu" or (backend == "auto" and device.type == "cpu"):
-        engine = _compiled(multiply, device, asked=backend == "cpu")
-    else:
+    fastest = {"cpu": "cpu", "cuda": "triton"}.get(device.type, "torch")
+    if multiply == torch.float64:
+        fastest = "torch"
+    name = fastest if backend == "auto" else backend
+    try:
+        engine = _engine(name, multiply, device)
+    except Unavailable as reason:
+        if backend != "auto":
+            raise UsageError(
+                f"backend {backend!r} cannot run: {reason}", remedy="Use backend='auto'."
+            ) from reason
+        _warn(str(reason))
         engine = TorchEngine(multiply, device)
     _say(engine.name, str(multiply), device.type)
     return engine
 
 
-def _compiled(multiply: torch.dtype, device: torch.device, *, asked: bool) -> Engine:
-    try:
-        if device.type != "cpu":
-            raise Unavailable(f"the tensors are on {device}")
-        return CpuEngine(multiply)
-    except Unavailable as reason:
-        if asked:
-            raise UsageError(
-                f"backend 'cpu' cannot run: {reason}", remedy="Use backend='auto'."
-            ) from reason
-        if multiply != torch.float64:
-            _warn(str(reason))
+def _engine(name: str, multiply: torch.dtype, device: torch.device) -> Engine:
+    if name == "torch":
         return TorchEngine(multiply, device)
+    if name == "cpu":
+        return CpuEngine(multiply, device)
+    try:
+        from selfkd.kernels.gpu import TritonEngine
+    except ImportError as error:
+        raise Unavailable("Triton is not installed") from error
+    return TritonEngine(multiply, device)
 
 
 @cache
 def _warn(reason: str) -> None:
-    log.warning("linear divergence runs in torch, several times slower than compiled: %s", reason)
+    log.warning("linear divergence runs in torch, several times slower: %s", reason)
 
 
 @cache

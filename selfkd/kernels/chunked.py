@@ -1,8 +1,9 @@
 """Chunk by chunk: logits, divergence and gradients, all in the forward pass.
 
 N: tokens, M: tokens with a weight, C: tokens of a chunk, H: hidden size, V: vocabulary, K: tokens
-known of a sparse teacher. Beyond its inputs and gradients a call holds the logits of one chunk of
-each model.
+known of a sparse teacher, G: tokens of a group, whose gradients are multiplied at once. Beyond its
+inputs and gradients a call holds the logits of one chunk of each model and, on a GPU, the gradients
+of one group.
 """
 
 from dataclasses import dataclass
@@ -12,13 +13,13 @@ import torch
 from torch import Tensor
 
 from selfkd.kernels.buckets import bucket_rows
-from selfkd.kernels.engine import Engine, in_blocks
+from selfkd.kernels.engine import Engine
 from selfkd.kernels.measures import Measure
 from selfkd.kernels.pages import empty
 from selfkd.kernels.result import Rows
 
-CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**30}
-"""For the logits of one model."""
+CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**28}
+"""For the logits of one model: large enough for products to be efficient, no larger."""
 
 
 class Teacher(Protocol):
@@ -50,8 +51,13 @@ class Work:
     bias_V: Tensor | None
     buffer: Tensor
     """[chunks * C, row stride]"""
+    gradients_GV: Tensor | None
+    """Room for the gradients of a group, where they are not written over the logits."""
     measure: Measure
     gradient: bool
+    """Whether any is wanted."""
+    filled: int = 0
+    """Tokens of the group whose gradients are there."""
 
     def tokens(self, hidden_NH: Tensor, index_C: Tensor) -> Tensor:
         return hidden_NH.index_select(0, index_C).to(self.engine.multiply)
@@ -60,6 +66,21 @@ class Work:
         """Room for the logits of `count` tokens, `chunks` times, one behind the other."""
         flat = self.buffer[: count * chunks, : len(self.given_weight_VH)]
         return [flat, *flat.split(count)]
+
+    def gradient_room(self, student_CV: Tensor) -> Tensor | None:
+        """Where a chunk's gradient goes; None where none is wanted."""
+        if not self.gradient:
+            return None
+        if self.gradients_GV is None:
+            return student_CV
+        part = self.gradients_GV[self.filled : self.filled + len(student_CV)]
+        return part[:, : student_CV.shape[1]]
+
+    def group_gradient(self, last_CV: Tensor, count: int) -> Tensor:
+        """The gradients of the `count` tokens of a group, given those of its last chunk."""
+        if self.gradients_GV is None:
+            return last_CV
+        return self.gradients_GV[:count, : last_CV.shape[1]]
 
 
 @dataclass(slots=True)
@@ -93,7 +114,8 @@ class DenseTeacher:
         else:
             project(hidden, work.weight_VH, work.bias_V, student)
             project(teacher_hidden, self.prepared_VH, bias, teacher)
-        return work.engine.rows(student, teacher, scale_C, work.measure, work.gradient)
+        into = work.gradient_room(student)
+        return work.engine.rows(student, teacher, scale_C, work.measure, into)
 
 
 @dataclass(slots=True)
@@ -115,17 +137,8 @@ class SparseTeacher:
         work.engine.project(hidden, work.weight_VH, work.bias_V, student)
         ids = self.ids_NK.index_select(0, index_C)
         logprobs = self.logprobs_NK.index_select(0, index_C)
-
-        def block(part: slice) -> Rows:
-            rows = bucket_rows(
-                student[part], ids[part], logprobs[part], scale_C[part], work.measure
-            )
-            assert rows.gradient_CV is not None
-            student[part] = rows.gradient_CV
-            return rows
-
-        rows = in_blocks(block, student)
-        return rows._replace(gradient_CV=student if work.gradient else None)
+        into = work.gradient_room(student)
+        return bucket_rows(work.engine, student, ids, logprobs, scale_C, work.measure, into)
 
 
 def same_tensor(one: Tensor, other: Tensor) -> bool:
@@ -190,11 +203,43 @@ def _run(
     request: Request,
     wanted: tuple[bool, ...],
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-    engine, teacher = request.engine, request.teacher
-    tokens = max(1, len(request.index_M))
-    count = -(-tokens // -(-tokens // request.chunk_size))  # chunks of about the same size
-    shape = ((1 + teacher.buffers()) * count, engine.row_stride(len(weight_VH)))
+    engine, teacher, index_M = request.engine, request.teacher, request.index_M
+    chunks = max(1, -(-len(index_M) // request.chunk_size))
+    count = -(-len(index_M) // chunks)  # chunks of about the same size
+    group = count * max(1, min(engine.gradient_chunks, chunks))
+    work = _ready(hidden_NH, weight_VH, bias_V, request, count, group, any(wanted))
+    sums = _Gradients(work, wanted)
     wide = {"dtype": engine.accumulate, "device": hidden_NH.device}
+    loss = torch.zeros((), dtype=torch.float64, device=hidden_NH.device)
+    per_token = [torch.zeros(len(hidden_NH), **wide) for _ in range(4)]
+    for group_index in index_M.split(group) if len(index_M) else ():
+        gradient = None
+        for place, index in enumerate(group_index.split(count)):
+            work.filled = place * count
+            scale = request.scale_N.index_select(0, index)
+            rows = teacher.compare(work, index, scale)
+            loss += torch.dot(rows.loss_C.double(), scale.double())
+            for figure, values in zip(per_token, rows[:4], strict=True):
+                figure.index_copy_(0, index, values.to(figure.dtype))
+            gradient = rows.gradient_CV
+        if gradient is not None:
+            sums.add(work.group_gradient(gradient, len(group_index)), group_index)
+    return (loss.to(engine.accumulate), *per_token), sums.result(weight_VH, bias_V)
+
+
+def _ready(
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    request: Request,
+    count: int,
+    group: int,
+    gradient: bool,
+) -> Work:
+    """Room for chunks of `count` and groups of `group` tokens, and prepared heads."""
+    engine, teacher, device = request.engine, request.teacher, hidden_NH.device
+    stride = engine.row_stride(len(weight_VH))
+    apart = gradient and engine.gradient_chunks
     work = Work(
         engine,
         hidden_NH,
@@ -202,27 +247,18 @@ def _run(
         engine.prepare(weight_VH),
         bias_V,
         None if bias_V is None else bias_V.to(engine.accumulate),
-        empty(shape, engine.accumulate, hidden_NH.device),
+        empty(((1 + teacher.buffers()) * count, stride), engine.accumulate, device),
+        empty((group, stride), engine.multiply, device) if apart else None,
         request.measure,
-        any(wanted),
+        gradient,
     )
+    work.buffer[:, len(weight_VH) :] = -torch.inf
     teacher.prepare(work)
-    sums = _Gradients(work, wanted)
-    loss = torch.zeros((), dtype=torch.float64, device=hidden_NH.device)
-    per_token = [torch.zeros(len(hidden_NH), **wide) for _ in range(4)]
-    for index in request.index_M.split(count) if len(request.index_M) else ():
-        scale = request.scale_N.index_select(0, index)
-        rows = teacher.compare(work, index, scale)
-        loss += torch.dot(rows.loss_C.double(), scale.double())
-        for figure, values in zip(per_token, rows[:4], strict=True):
-            figure.index_copy_(0, index, values.to(figure.dtype))
-        if rows.gradient_CV is not None:
-            sums.add(rows.gradient_CV, index)
-    return (loss.to(engine.accumulate), *per_token), sums.result(weight_VH, bias_V)
+    return work
 
 
 class _Gradients:
-    """The sums that gradients are made of, over the chunks."""
+    """The sums that gradients are made of, over the groups."""
 
     def __init__(self, work: Work, wanted: tuple[bool, ...]) -> None:
         self.work = work
@@ -234,16 +270,16 @@ class _Gradients:
         self.bias_V = torch.zeros(len(head), **wide) if wanted[2] else None
         self.first = True
 
-    def add(self, gradient_CV: Tensor, index_C: Tensor) -> None:
+    def add(self, gradient_GV: Tensor, index_G: Tensor) -> None:
         engine = self.work.engine
         if self.hidden_NH is not None:
-            part = engine.hidden_gradient(gradient_CV, self.work.weight_VH)
-            self.hidden_NH.index_copy_(0, index_C, part.to(self.hidden_NH.dtype))
+            part = engine.hidden_gradient(gradient_GV, self.work.weight_VH)
+            self.hidden_NH.index_copy_(0, index_G, part.to(self.hidden_NH.dtype))
         if self.weight_VH is not None:
-            hidden = self.work.tokens(self.work.hidden_NH, index_C)
-            engine.weight_gradient(gradient_CV, hidden, self.weight_VH, self.first)
+            hidden = self.work.tokens(self.work.hidden_NH, index_G)
+            engine.weight_gradient(gradient_GV, hidden, self.weight_VH, self.first)
         if self.bias_V is not None:
-            self.bias_V += gradient_CV.sum(0, dtype=self.bias_V.dtype)
+            self.bias_V += gradient_GV.sum(0, dtype=self.bias_V.dtype)
         self.first = False
 
     def result(self, weight_VH: Tensor, bias_V: Tensor | None) -> tuple[Tensor | None, ...]:

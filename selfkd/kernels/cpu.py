@@ -32,6 +32,8 @@ def library() -> ctypes.CDLL | str:
         "selfkd_hidden_gradient": (i, i, p, n, p, n, p, n, n, n, i),
         "selfkd_weight_gradient": (i, p, n, p, n, p, n, n, n, i, i),
         "selfkd_rows": (i, i, f, f, p, p, n, p, p, n, n, n, i, i),
+        "selfkd_softmax": (f, p, n, p, n, n, i),
+        "selfkd_spread": (i, f, p, n, p, p, n, n, n, i),
     }
     for name, types in signatures.items():
         function = getattr(lib, name)
@@ -43,9 +45,12 @@ class CpuEngine:
     """float32 or bfloat16 factors; the latter are widened where the processor cannot take them."""
 
     name = "cpu"
+    gradient_chunks = 0
     accumulate = torch.float32
 
-    def __init__(self, multiply: torch.dtype) -> None:
+    def __init__(self, multiply: torch.dtype, device: torch.device) -> None:
+        if device.type != "cpu":
+            raise Unavailable(f"the tensors are on {device}")
         lib = library()
         if isinstance(lib, str):
             raise Unavailable(lib)
@@ -91,7 +96,7 @@ class CpuEngine:
         teacher_CV: Tensor,
         scale_C: Tensor,
         measure: Measure,
-        gradient: bool,
+        into_CV: Tensor | None,
     ) -> Rows:
         count, vocabulary = student_CV.shape
         figures = torch.empty(4, count)
@@ -109,12 +114,45 @@ class CpuEngine:
             count,
             vocabulary,
             _whole_lines(vocabulary),
-            gradient,
+            into_CV is not None,
             torch.get_num_threads(),
         )
-        loss, student_entropy, teacher_entropy, agreement = figures
-        written = student_CV.view(self.multiply)[:, :vocabulary] if gradient else None
-        return Rows(loss, student_entropy, teacher_entropy, agreement, written)
+        return Rows(*figures, None if into_CV is None else self._written(student_CV))
+
+    def softmax(self, logits_CV: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+        figures = torch.empty(3, len(logits_CV))
+        self.lib.selfkd_softmax(
+            1 / temperature,
+            logits_CV.data_ptr(),
+            logits_CV.stride(0),
+            figures.data_ptr(),
+            *logits_CV.shape,
+            torch.get_num_threads(),
+        )
+        top, log_sum, entropy = figures
+        return top, log_sum, entropy
+
+    def spread(
+        self,
+        logits_CV: Tensor,
+        log_sum_C: Tensor,
+        factor_C: Tensor,
+        temperature: float,
+        into_CV: Tensor,
+    ) -> Tensor:
+        log_sum, factor = log_sum_C.contiguous(), factor_C.contiguous()
+        self.lib.selfkd_spread(
+            self.narrow,
+            1 / temperature,
+            logits_CV.data_ptr(),
+            logits_CV.stride(0),
+            log_sum.data_ptr(),
+            factor.data_ptr(),
+            *logits_CV.shape,
+            _whole_lines(logits_CV.shape[1]),
+            torch.get_num_threads(),
+        )
+        return self._written(into_CV)
 
     def hidden_gradient(self, gradient_CV: Tensor, weight_VH: Tensor) -> Tensor:
         gradient = self._factor(gradient_CV)
@@ -151,6 +189,10 @@ class CpuEngine:
             first,
             torch.get_num_threads(),
         )
+
+    def _written(self, logits_CV: Tensor) -> Tensor:
+        """The factors that were written over logits, from the start of each row."""
+        return logits_CV.view(self.multiply)[:, : logits_CV.shape[1]]
 
     def _factor(self, gradient_CV: Tensor) -> Tensor:
         """Rounded, with rows of whole lanes; what `rows` returned already is."""

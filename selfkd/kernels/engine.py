@@ -10,8 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from selfkd.kernels.measures import Measure, agreement, closed_form, entropy, log_softmax
+from selfkd.kernels.measures import FLOOR, Measure, agreement, closed_form, entropy, log_softmax
 from selfkd.kernels.result import Rows
+
+BLOCK_BYTES = {"cpu": 2**23, "cuda": 2**26}
+"""Of the logits whose rows torch works on at once; each operation makes a temporary as large."""
 
 
 class Engine(Protocol):
@@ -21,9 +24,12 @@ class Engine(Protocol):
     multiply: torch.dtype
     """What the factors of a product are rounded to."""
     accumulate: torch.dtype
+    gradient_chunks: int
+    """Chunks whose gradients are kept beside the logits, in the factors' dtype, to be multiplied
+    at once; 0 where they are written over the student's logits."""
 
     def row_stride(self, vocabulary: int) -> int:
-        """Elements from one row of logits to the next."""
+        """Elements from one row of logits to the next; what is over holds -inf."""
         ...
 
     def prepare(self, weight_VH: Tensor) -> Tensor:
@@ -42,9 +48,25 @@ class Engine(Protocol):
         teacher_CV: Tensor,
         scale_C: Tensor,
         measure: Measure,
-        gradient: bool,
+        into_CV: Tensor | None,
     ) -> Rows:
-        """Divergences; the gradient may be written over the logits."""
+        """Divergences; their gradient, where wanted, into `into_CV`, which may be the student's."""
+        ...
+
+    def softmax(self, logits_CV: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each row the largest logit, and at the temperature the log of the sum of exponentials
+        (-inf where all logits are) and the entropy."""
+        ...
+
+    def spread(
+        self,
+        logits_CV: Tensor,
+        log_sum_C: Tensor,
+        factor_C: Tensor,
+        temperature: float,
+        into_CV: Tensor,
+    ) -> Tensor:
+        """factor * exp(logits / temperature - log_sum), into `into_CV`, which may be the logits."""
         ...
 
     def hidden_gradient(self, gradient_CV: Tensor, weight_VH: Tensor) -> Tensor:
@@ -66,6 +88,7 @@ class TorchEngine:
     """
 
     name = "torch"
+    gradient_chunks = 0
 
     def __init__(self, multiply: torch.dtype, device: torch.device) -> None:
         self.multiply = multiply
@@ -94,21 +117,42 @@ class TorchEngine:
         teacher_CV: Tensor,
         scale_C: Tensor,
         measure: Measure,
-        gradient: bool,
+        into_CV: Tensor | None,
     ) -> Rows:
-        def block(part: slice) -> Rows:
+        def block(part: slice) -> tuple[Tensor, ...]:
             student, teacher = student_CV[part], teacher_CV[part]
             log_q = log_softmax(student, measure.temperature)
             log_p = log_softmax(teacher, measure.temperature)
             loss, pull = closed_form(log_p, log_q, measure)
-            same = agreement(teacher, student)
-            if gradient:
+            same = agreement(teacher, student).to(loss.dtype)
+            if into_CV is not None:
                 scale = scale_C[part].unsqueeze(-1) / measure.temperature
-                student.copy_(pull * scale)
-            return Rows(loss, entropy(log_q), entropy(log_p), same, None)
+                torch.mul(pull, scale, out=into_CV[part])
+            return loss, entropy(log_q), entropy(log_p), same
 
-        rows = in_blocks(block, student_CV)
-        return rows._replace(gradient_CV=student_CV if gradient else None)
+        return Rows(*_in_blocks(block, student_CV), into_CV)
+
+    def softmax(self, logits_CV: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+        def block(part: slice) -> tuple[Tensor, ...]:
+            scaled = logits_CV[part] / temperature
+            log_sum = torch.logsumexp(scaled, -1, keepdim=True)
+            log_q = scaled.sub_(log_sum.clamp_min(FLOOR)).clamp_min_(FLOOR)
+            return logits_CV[part].amax(-1), log_sum.squeeze(-1), entropy(log_q)
+
+        top, log_sum, nats = _in_blocks(block, logits_CV)
+        return top, log_sum, nats
+
+    def spread(
+        self,
+        logits_CV: Tensor,
+        log_sum_C: Tensor,
+        factor_C: Tensor,
+        temperature: float,
+        into_CV: Tensor,
+    ) -> Tensor:
+        into = torch.div(logits_CV, temperature, out=into_CV)
+        into.sub_(log_sum_C.clamp_min(FLOOR).unsqueeze(-1)).exp_()
+        return into.mul_(factor_C.unsqueeze(-1))
 
     def hidden_gradient(self, gradient_CV: Tensor, weight_VH: Tensor) -> Tensor:
         out = gradient_CV.new_empty(len(gradient_CV), weight_VH.shape[1], dtype=self.accumulate)
@@ -135,15 +179,15 @@ class TorchEngine:
                 torch.mm(left, right, out=out)
 
 
-def in_blocks(work: Callable[[slice], Rows], logits_CV: Tensor) -> Rows:
-    """Run `work` on slices of the rows and put its figures together."""
+def _in_blocks(
+    work: Callable[[slice], tuple[Tensor, ...]], logits_CV: Tensor
+) -> tuple[Tensor, ...]:
+    """Run `work` on slices of the rows and put what it returns together."""
     count, vocabulary = logits_CV.shape
-    block_bytes = 2**28 if logits_CV.device.type == "cuda" else 2**23
+    block_bytes = BLOCK_BYTES.get(logits_CV.device.type, 2**23)
     step = max(1, block_bytes // (vocabulary * logits_CV.element_size()))
     parts = [work(slice(at, min(at + step, count))) for at in range(0, count, step)]
-    columns = zip(*(part[:4] for part in parts), strict=True)
-    loss, student, teacher, same = (torch.cat(column) for column in columns)
-    return Rows(loss, student, teacher, same.to(loss.dtype), None)
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 @contextmanager

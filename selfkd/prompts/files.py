@@ -36,10 +36,15 @@ Item = Row | DataError
 
 
 def read_rows(source: str, base: Path, options: Mapping[str, Any]) -> Iterator[Item]:
-    """Rows of `source`: a file, a data set directory (relative to `base`) or a hub id `org/name`.
+    """Rows of `source`: a file, a data set directory (relative to `base`), a hub id `org/name`, or
+    `verifiers:TASKSET`.
 
     Raises UsageError where there is no such source or `options` do not fit it.
     """
+    if source.startswith("verifiers:"):
+        from selfkd.prompts.tasksets import Taskset
+
+        return Taskset.of(source.partition(":")[2], options).rows()
     path = base / Path(source).expanduser()
     read = READERS.get(path.suffix.lower())
     if path.is_dir() or (not path.exists() and not read and _HUB_ID.fullmatch(source)):

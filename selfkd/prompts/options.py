@@ -14,9 +14,10 @@ class PromptOptions(Options):
     """
 
     source: str = Field(min_length=1)
-    """A .jsonl, .parquet or .csv file, a data set (org/name or a directory), reasoning_gym:TASK."""
+    """A .jsonl, .parquet or .csv file, a data set (org/name or a directory), reasoning_gym:TASK, or
+    verifiers:TASKSET."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the task; of a data set: name, split, heldout_split, revision."""
+    """Options of the task or taskset; of a data set: name, split, heldout_split, revision."""
     per_round: int | None = Field(None, ge=1)
     """Prompts of a round. Default: all of a file or data set; 64 of a task."""
     fresh: bool = True

@@ -36,6 +36,10 @@ class PromptSource(ABC):
         """The prompts of a round, each once."""
 
     @abstractmethod
+    def known(self) -> list[Prompt]:
+        """Training prompts that can be checked before the first round."""
+
+    @abstractmethod
     def heldout(self) -> list[Prompt]:
         """The prompts to measure on, the same in every round."""
 
@@ -113,6 +117,10 @@ class FixedPrompts(PromptSource):
         first = round * self._per_round if self._fresh else 0
         return [self._train[self._order[(first + i) % count]] for i in range(self._per_round)]
 
+    def known(self) -> list[Prompt]:
+        """All prompts that any round may take."""
+        return list(self._train)
+
     def heldout(self) -> list[Prompt]:
         """The prompts that were split off, or those of a source of their own."""
         return list(self._heldout)
@@ -139,7 +147,7 @@ class TaskPrompts(PromptSource):
         self._fresh = options.fresh
         self._per_round = options.per_round or TASK_PER_ROUND
         self._bad_rows = heldout.bad_rows if heldout else 0
-        self._draws: dict[str, dict[str, int]] = {}
+        self._missing: dict[str, int] = {}
         count = HELDOUT if options.heldout is None else options.heldout
         self._heldout = heldout.prompts if heldout else self._draw("heldout", count, set())
         self._taken = {text_key(p) for p in self._heldout}
@@ -158,32 +166,29 @@ class TaskPrompts(PromptSource):
             )
         return prompts
 
+    def known(self) -> list[Prompt]:
+        """Those of the first round; a task gives all its rows the same columns."""
+        return self.train(0)
+
     def heldout(self) -> list[Prompt]:
         """Drawn from the task under a seed of their own, or those of a source of their own."""
         return list(self._heldout)
 
     @property
     def report(self) -> dict[str, int]:
-        """Of the draws so far: `redrawn` copies, and how many are `missing` all the same."""
-        totals = {"bad_rows": self._bad_rows, "redrawn": 0, "missing": 0}
-        for draw in self._draws.values():
-            for key, count in draw.items():
-                totals[key] += count
-        return totals
+        """How many prompts the draws so far are short of: `missing`."""
+        return {"bad_rows": self._bad_rows, "missing": sum(self._missing.values())}
 
     def _draw(self, name: str, count: int, taken: set[str]) -> list[Prompt]:
         seed = int(content_hash([self._seed, name], 7), 16)
         found: dict[str, Prompt] = {}
-        redrawn = 0
         for row in self._task.rows(seed, count * ATTEMPTS) if count else ():
             if len(found) == count:
                 break
             prompt = self._shape.prompt(row)
-            key = text_key(prompt)
-            redrawn += key in taken or key in found
-            if key not in taken:
+            if (key := text_key(prompt)) not in taken:
                 found.setdefault(key, prompt)
-        self._draws[name] = {"redrawn": redrawn, "missing": count - len(found)}
+        self._missing[name] = count - len(found)
         return list(found.values())
 
 

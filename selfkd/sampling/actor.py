@@ -1,19 +1,43 @@
-"""The sampler process: one engine, fed whole batches, handing back whole shards."""
+"""The sampler process: one engine, asked by several threads at once (see `desk`)."""
 
+import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from importlib import import_module
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from selfkd.errors import InfrastructureError
-from selfkd.sampling.base import Completion, Engine, Request, Sampling
+from selfkd.provenance import versions
+from selfkd.records import texts
+from selfkd.sampling.base import Answer, Completion, Engine, Request, Sampling, Work
+from selfkd.sampling.desk import Desk
+from selfkd.sampling.sync import Canary
+from selfkd.sampling.transfer import Receiver
 
 ShardRequests = tuple[int, tuple[Request, ...]]
 
-Canary = Sequence[tuple[Sequence[int], Sequence[float]]]
-"""(tokens, log-probabilities) of fixed sequences, as the trainer computed them."""
+Served = tuple[int, str, Answer]
+"""Number of a piece of work, id of one of its requests, and the answer to it."""
+
+ENGINES = {
+    "vllm": "selfkd.sampling.vllm:VLLMEngine",
+    "transformers": "selfkd.sampling.transformers:TransformersEngine",
+}
+
+COMPLETIONS = pa.schema(
+    [
+        ("request", pa.string()),
+        ("index", pa.int32()),
+        ("completion", pa.string()),
+        ("tokens", pa.list_(pa.int32())),
+        ("finish", pa.string()),
+        ("logprob", pa.float64()),
+    ]
+)
+"""`index` counts the completions of a request."""
 
 CANARY_END = 40
 """Tokens at the end of a canary that are scored one by one."""
@@ -21,26 +45,46 @@ CANARY_END = 40
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What starts an engine, in plain values: kind (`vllm` or `transformers`) and its options."""
+    """What starts an engine, in plain values."""
 
-    kind: Literal["vllm", "transformers"]
+    kind: str
+    """`vllm`, `transformers`, or `module:Class` of an `Engine`."""
     options: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Requests and tokens finished so far in this call."""
+    """Requests and tokens finished so far in this call, and the seconds it took."""
 
     requests: int
     tokens: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The completions of one shard, by request id."""
+    """The completions of one shard, as rows of `COMPLETIONS`, in the order they were asked for."""
 
     index: int
-    completions: dict[str, list[Completion]]
+    completions: pa.Table
+
+    @classmethod
+    def of(cls, index: int, completions: Mapping[str, Sequence[Completion]]) -> "Shard":
+        """A shard of completions by request id."""
+        rows = [
+            (request, k, completion)
+            for request, several in completions.items()
+            for k, completion in enumerate(several)
+        ]
+        columns = [
+            pa.array([request for request, _, _ in rows], type=pa.string()),
+            pa.array([k for _, k, _ in rows], type=pa.int32()),
+            texts([c.text for _, _, c in rows]),
+            pa.array([c.tokens for _, _, c in rows], type=pa.list_(pa.int32())),
+            pa.array([c.finish for _, _, c in rows], type=pa.string()),
+            pa.array([c.logprob for _, _, c in rows], type=pa.float64()),
+        ]
+        return cls(index, pa.Table.from_arrays(columns, schema=COMPLETIONS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +97,55 @@ class Agreement:
     """Between the engine with and without its cached prefixes, likewise."""
 
 
-class SamplerActor:
-    """Lives as long as the run. Every request names the policy it is meant for."""
+class SamplerActor(Receiver):
+    """Lives as long as the run. Every request names the policy it is meant for.
+
+    Its methods may be called from several threads at once.
+    """
 
     def __init__(self, engine: EngineOptions, policy: str, path: str, seed: int) -> None:
-        self._engine = _start(engine, policy, path, seed)
+        self._desk = Desk(lambda: _start(engine, policy, path, seed))
+
+    @property
+    def _engine(self) -> Engine:
+        return self._desk.engine
 
     def load(self, policy: str, path: str, canary: Canary) -> None:
         """Hold the weights of `policy` from now on.
 
         The canary is scored first, so that a prefix cache that outlives its weights shows later.
         """
-        if self._engine.policy != policy:
-            self._engine.logprobs(self._sequences(canary))
-            self._engine.load(policy, path)
+
+        def load(engine: Engine) -> None:
+            if engine.policy != policy:
+                self._score(engine, canary)
+                engine.load(policy, path)
+
+        self._desk.alone(load)
+
+    def expect(self, canary: Canary) -> None:
+        """Score a canary before weights are sent, as `load` does."""
+        self._desk.alone(lambda engine: self._score(engine, canary))
+
+    def _score(self, engine: Engine, canary: Canary) -> None:
+        if engine.policy:  # else it sleeps, and has no caches
+            engine.logprobs(self._sequences(canary))
 
     def policy(self) -> str:
         """The policy whose weights are held."""
         return self._engine.policy
+
+    def versions(self) -> tuple[str, dict[str, str]]:
+        """The name of this node, and the versions of what is installed on it."""
+        return socket.gethostname(), versions()
+
+    def sleep(self) -> bool:
+        """Give the engine's memory back until it is loaded again; False where it cannot."""
+        return self._desk.alone(lambda engine: engine.sleep())
+
+    def structured(self) -> bool:
+        """Whether the engine holds completions to a schema."""
+        return self._engine.structured
 
     def canary(self, expected: Canary) -> Agreement:
         """How well the weights held agree with the trainer's, and the caches with the weights.
@@ -78,14 +153,17 @@ class SamplerActor:
         Completions read cached prefixes, which log-probabilities of a whole sequence never do: so
         the end of each sequence is scored in both ways.
         """
+        return self._desk.alone(lambda engine: self._agreement(engine, expected))
+
+    def _agreement(self, engine: Engine, expected: Canary) -> Agreement:
         sequences = self._sequences(expected)
         weights, caches = [], []
         for tokens, got, (_, wanted) in zip(
-            sequences, self._engine.logprobs(sequences), expected, strict=True
+            sequences, engine.logprobs(sequences), expected, strict=True
         ):
             weights.append(_distance(got, wanted[: len(tokens)]))
             count = min(CANARY_END, len(tokens) - 1)
-            caches.append(_distance(self._engine.last_logprobs(tokens, count), got[-count:]))
+            caches.append(_distance(engine.last_logprobs(tokens, count), got[-count:]))
         return Agreement(max(weights), max(caches))
 
     def _sequences(self, canary: Canary) -> list[list[int]]:
@@ -96,27 +174,38 @@ class SamplerActor:
         self, policy: str, shards: Sequence[ShardRequests], sampling: Sampling
     ) -> Iterator[Shard | Progress]:
         """Complete every shard's requests; yield shards as they fill, and progress in between."""
-        if self._engine.policy != policy:
-            raise InfrastructureError(
-                f"the sampler holds {self._engine.policy}, asked for samples of {policy}"
-            )
         shard_of = {r.id: index for index, requests in shards for r in requests}
-        sizes = {index: len(requests) for index, requests in shards}
-        done: dict[int, dict[str, list[Completion]]] = {index: {} for index in sizes}
+        order = {index: [r.id for r in requests] for index, requests in shards}
+        done: dict[int, dict[str, list[Completion]]] = {index: {} for index in order}
         requests = tokens = 0
-        reported = time.monotonic()
-        every = [r for _, shard in shards for r in shard]
-        for request_id, completions in self._engine.generate(every, sampling):
+        started = reported = time.monotonic()
+        every = tuple(r for _, shard in shards for r in shard)
+        for request_id, answer in self._desk.answers(policy, Work(every, sampling)):
+            completions: list[Completion] = answer  # type: ignore[assignment]
             index = shard_of[request_id]
             done[index][request_id] = completions
             requests += 1
             tokens += sum(len(c.tokens) for c in completions)
             if time.monotonic() - reported > 0.5:
                 reported = time.monotonic()
-                yield Progress(requests, tokens)
-            if len(done[index]) == sizes[index]:
-                yield Shard(index, done.pop(index))
-        yield Progress(requests, tokens)
+                yield Progress(requests, tokens, reported - started)
+            if len(done[index]) == len(order[index]):
+                found = done.pop(index)
+                yield Shard.of(index, {id: found[id] for id in order[index]})
+        yield Progress(requests, tokens, time.monotonic() - started)
+
+    def serve(self, policy: str, work: Sequence[Work]) -> Iterator[list[Served]]:
+        """Answers to each piece of work, all of it in hand at once, a group twice a second."""
+        streams = [self._desk.answers(policy, piece) for piece in work]
+        group: list[Served] = []
+        reported = time.monotonic()
+        for index, stream in enumerate(streams):
+            for request_id, answer in stream:
+                group.append((index, request_id, answer))
+                if time.monotonic() - reported > 0.5:
+                    yield group
+                    group, reported = [], time.monotonic()
+        yield group
 
 
 def _distance(one: Sequence[float], other: Sequence[float]) -> float:
@@ -125,10 +214,5 @@ def _distance(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def _start(engine: EngineOptions, policy: str, path: str, seed: int) -> Engine:
-    if engine.kind == "vllm":
-        from selfkd.sampling.vllm import VLLMEngine
-
-        return VLLMEngine(policy, path, seed=seed, **engine.options)
-    from selfkd.sampling.transformers import TransformersEngine
-
-    return TransformersEngine(policy, path, seed=seed, **engine.options)
+    module, _, name = ENGINES.get(engine.kind, engine.kind).partition(":")
+    return getattr(import_module(module), name)(policy, path, seed=seed, **engine.options)

@@ -1,8 +1,10 @@
 """transformers behind the engine protocol: the fallback where vLLM is absent, and for tests."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -14,12 +16,18 @@ from transformers import (
 
 from selfkd.errors import DataError
 from selfkd.hardware import compute_dtype, cores
-from selfkd.sampling.base import REFUSED, Completion, Request, Sampling
+from selfkd.sampling.base import REFUSED, Answer, Completion, Request, Sampling, Weighing, Work
 from selfkd.sampling.weights import check_weights, stored_shapes
 
 
 class TransformersEngine:
-    """One model that completes batches of prompts with `generate`."""
+    """One model that completes batches of prompts with `generate`.
+
+    A batch holds requests of one piece of work, short prompts first. What is drawn is a function of
+    the seed, the number of the work (what is urgent is counted apart) and its requests.
+    """
+
+    structured = False
 
     def __init__(
         self,
@@ -35,7 +43,9 @@ class TransformersEngine:
         self._shapes = stored_shapes(path)
         self._max_num_seqs = max_num_seqs
         self._seed = seed
-        self._calls = 0
+        self._taken: Counter[bool] = Counter()
+        self._batches: dict[bool, list[_Batch]] = {True: [], False: []}
+        self._refused: list[tuple[str, Answer]] = []
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self._dtype = getattr(torch, compute_dtype(dtype))
         self._model = self._read(path)
@@ -46,21 +56,42 @@ class TransformersEngine:
         pad = self._tokenizer.pad_token_id
         self._pad: int = min(self._ends, default=0) if pad is None else pad
 
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling
-    ) -> Iterator[tuple[str, list[Completion]]]:
-        """Yield requests batch by batch, short prompts first; see `Engine.generate`.
+    @property
+    def busy(self) -> bool:
+        """Whether a batch or a refusal is left."""
+        return bool(self._refused or self._batches[True] or self._batches[False])
 
-        The result is a function of the seed, the number of the call and the requests.
-        """
-        self._calls += 1
-        torch.manual_seed(self._seed * 1_000_003 + self._calls)
-        ranked = sorted(requests, key=lambda r: len(r.prompt_tokens))
-        fits = [r for r in ranked if len(r.prompt_tokens) < self.context]
-        size = max(1, self._max_num_seqs // max((r.n for r in fits), default=1))
+    def add(self, work: Work) -> None:
+        """Line up batches of the work; see `Engine.add`."""
+        self._taken[work.urgent] += 1
+        key = [self._seed, int(work.urgent), self._taken[work.urgent]]
+        ranked: Any = sorted(work.requests, key=lambda r: len(r.prompt_tokens))
+        fits = [r for r in ranked if _length(r) < self.context]
+        size = max(1, self._max_num_seqs // max((getattr(r, "n", 1) for r in fits), default=1))
         for i in range(0, len(fits), size):
-            yield from self._complete(fits[i : i + size], sampling)
-        yield from ((r.id, [REFUSED] * r.n) for r in ranked[len(fits) :])
+            batch = _Batch(fits[i : i + size], work.sampling, [*key, i])
+            self._batches[work.urgent].append(batch)
+        self._refused += [(r.id, _refusal(r)) for r in ranked[len(fits) :]]
+
+    def step(self) -> list[tuple[str, Answer]]:
+        """Answer one batch, an urgent one if there is any."""
+        refused, self._refused = self._refused, []
+        line = self._batches[True] or self._batches[False]
+        if not line:
+            return refused
+        batch = line.pop(0)
+        if batch.sampling is None:
+            return [*refused, *((r.id, self._weigh(r)) for r in batch.requests)]
+        torch.manual_seed(int(np.random.SeedSequence(batch.key).generate_state(1)[0]))
+        return [*refused, *self._complete(batch.requests, batch.sampling)]
+
+    def drop(self, ids: Iterable[str]) -> None:
+        """Forget requests that wait for a batch."""
+        gone = set(ids)
+        for urgent, line in self._batches.items():
+            for batch in line:
+                batch.requests = [r for r in batch.requests if r.id not in gone]
+            self._batches[urgent] = [batch for batch in line if batch.requests]
 
     @torch.no_grad()
     def _complete(
@@ -121,6 +152,24 @@ class TransformersEngine:
         self._model.generation_config = GenerationConfig()
         self.policy = policy
 
+    def sleep(self) -> bool:
+        """Not possible: freed memory would stay with the process."""
+        return False
+
+    @torch.no_grad()
+    def _weigh(self, request: Weighing) -> list[float]:
+        """Log-probabilities of the continuations; those that share a row cost one forward."""
+        found = [0.0] * len(request.continuations)
+        for row, indices in request.rows().items():
+            kept = len(row) - len(request.prompt_tokens) + 1
+            ids = torch.tensor([row], device=self._model.device)
+            logits = self._model(ids, logits_to_keep=kept).logits[0].float()
+            log_probs = logits.log_softmax(-1)
+            for index in indices:
+                wanted = torch.tensor(request.continuations[index], device=logits.device)
+                found[index] = log_probs.gather(1, wanted[:, None]).sum().item()
+        return found
+
     def _read(self, path: str) -> Any:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=self._dtype, use_safetensors=True)
         model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
@@ -139,6 +188,25 @@ class TransformersEngine:
         ids = torch.tensor([tokens], device=self._model.device)
         log_probs = self._model(ids).logits[0, :-1].float().log_softmax(-1)
         return [0.0, *log_probs.gather(1, ids[0, 1:, None]).squeeze(1).tolist()]
+
+
+class _Batch:
+    """Requests that are answered together, and what seeds their draws."""
+
+    def __init__(self, requests: list[Any], sampling: Sampling | None, key: list[int]) -> None:
+        self.requests = requests
+        self.sampling = sampling
+        self.key = key
+
+
+def _length(request: Request | Weighing) -> int:
+    """Tokens that must fit the context besides one more."""
+    after = max(map(len, getattr(request, "continuations", ((),))))
+    return len(request.prompt_tokens) + max(0, after - 1)
+
+
+def _refusal(request: Request | Weighing) -> Answer:
+    return [REFUSED] * request.n if isinstance(request, Request) else []
 
 
 class _RefuseNaN(LogitsProcessor):

@@ -5,12 +5,13 @@ request, so that shards finish while others are still being written.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from selfkd.errors import InfrastructureError
-from selfkd.hardware import compute_dtype
-from selfkd.sampling.base import REFUSED, Completion, Request, Sampling
+from selfkd.hardware import compute_dtype, has_gpu
+from selfkd.sampling.base import REFUSED, Answer, Completion, Sampling, Weighing, Work
 from selfkd.sampling.weights import check_weights, stored_shapes
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def set_environment(kv_cache_gib: float) -> None:
 class VLLMEngine:
     """One vLLM engine holding one policy's weights."""
 
+    structured = True
+
     def __init__(
         self,
         policy: str,
@@ -40,72 +43,118 @@ class VLLMEngine:
         max_model_len: int = 1024,
         max_num_seqs: int = 256,
         kv_cache_gib: float = 1.0,
+        tensor_parallel_size: int = 1,
+        gpu_memory: float = 0.9,
+        transfer: str | None = None,
         seed: int = 0,
     ) -> None:
+        """`gpu_memory` is a share of each card; `transfer` the backend that may send weights."""
         set_environment(kv_cache_gib)
         from vllm import LLM
 
         self.policy = policy
         self._shapes = stored_shapes(path)
         self._counter = 0
+        self._refused: list[tuple[str, Answer]] = []
+        self._asked: dict[str, _Asked] = {}
+        self._weighed: dict[str, _Weighed] = {}
+        self.workers = tensor_parallel_size
+        self.dtype = compute_dtype(dtype)
+        self._asleep = False
+        self._on_gpu = has_gpu()
+        on_gpu: dict[str, Any] = {
+            "tensor_parallel_size": tensor_parallel_size,
+            "gpu_memory_utilization": gpu_memory,
+            "enable_sleep_mode": True,
+        }
+        if transfer:
+            on_gpu["weight_transfer_config"] = {"backend": transfer}
         self._llm = LLM(
             path,
-            dtype=compute_dtype(dtype),  # type: ignore[arg-type]
+            dtype=self.dtype,  # type: ignore[arg-type]
             enforce_eager=True,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             seed=seed,
+            scheduling_policy="priority",
             disable_log_stats=True,
+            **(on_gpu if self._on_gpu else {}),
         )
         self._engine = self._llm.llm_engine
         self.context: int = self._llm.model_config.max_model_len
 
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling
-    ) -> Iterator[tuple[str, list[Completion]]]:
-        """Yield requests as they finish; see `Engine.generate`."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+    @property
+    def busy(self) -> bool:
+        """Whether a request or a refusal is left."""
+        return bool(self._refused) or self._engine.has_unfinished_requests()
 
-        # No request seed: vLLM's CPU sampler dies of one. The engine is seeded instead. And no
-        # log-probabilities: on CPU they cost a tenth of the speed.
-        params = SamplingParams(
-            n=1,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=sampling.max_tokens,
-            stop=list(sampling.stop) or None,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        fits = [r for r in requests if len(r.prompt_tokens) < self.context]
-        refused = [r for r in requests if len(r.prompt_tokens) >= self.context]
-        yield from ((r.id, [REFUSED] * r.n) for r in refused)
-        copies = {r.id: r.n for r in fits}
-        names: dict[str, str] = {}
-        try:
-            for request in fits:
-                names[self._add(request, params)] = request.id
-            while self._engine.has_unfinished_requests():
-                for output in self._engine.step():
-                    if output.finished:
-                        request_id = names.pop(output.request_id)
-                        outputs: Any = output.outputs
-                        completions = [_completion(c) for c in outputs]
-                        # Greedy completions were asked for once.
-                        yield request_id, completions * (copies[request_id] // len(completions))
-        finally:
-            # Nobody waits for the rest if the caller gave up.
-            self._engine.abort_request(list(names))
+    def add(self, work: Work) -> None:
+        """Hand the requests to vLLM; see `Engine.add`."""
+        for request in work.requests:
+            if isinstance(request, Weighing):
+                self._weigh(request, work)
+            elif len(request.prompt_tokens) >= self.context:
+                self._refused.append((request.id, [REFUSED] * request.n))
+            else:
+                assert work.sampling is not None
+                params = _drawing(work.sampling, request.n, work.schema)
+                self._ask(request.prompt_tokens, params, work, _Asked(request.id, request.n))
 
-    def _add(self, request: Request, params: Any) -> str:
+    def _weigh(self, request: Weighing, work: Work) -> None:
+        rows = request.rows()
+        if max(map(len, rows)) >= self.context - 1:
+            self._refused.append((request.id, []))
+            return
+        values = [0.0] * len(request.continuations)
+        self._weighed[request.id] = _Weighed(values, len(rows))
+        for row, indices in rows.items():
+            wanted = {i: request.continuations[i] for i in indices}
+            if len(row) == len(request.prompt_tokens):
+                # One forward that the prefix cache helps with gives all of these.
+                params = _next_token([tokens[0] for tokens in wanted.values()])
+                self._ask(row, params, work, _Asked(request.id, 1, wanted))
+                continue
+            self._weighed[request.id].left += len(indices) - 1
+            for index, tokens in wanted.items():
+                prompt = (*request.prompt_tokens, *tokens)
+                self._ask(prompt, _whole_prompt(), work, _Asked(request.id, 1, {index: tokens}))
+
+    def _ask(self, prompt: Sequence[int], params: Any, work: Work, asked: "_Asked") -> None:
         self._counter += 1
         name = str(self._counter)
-        params = params.clone()
-        params.n = request.n if params.temperature else 1
-        prompt: Any = {"prompt_token_ids": list(request.prompt_tokens)}
-        self._engine.add_request(name, prompt, params)
-        return name
+        tokens: Any = {"prompt_token_ids": list(prompt)}
+        self._asked[name] = asked
+        self._engine.add_request(name, tokens, params, priority=0 if work.urgent else 1)
+
+    def step(self) -> list[tuple[str, Answer]]:
+        """One step of vLLM's batch; see `Engine.step`."""
+        found, self._refused = self._refused, []
+        if not self._engine.has_unfinished_requests():
+            return found
+        for output in self._engine.step():
+            if output.finished and (asked := self._asked.pop(output.request_id, None)):
+                found += self._answer(asked, output)
+        return found
+
+    def _answer(self, asked: "_Asked", output: Any) -> list[tuple[str, Answer]]:
+        if not asked.wanted:
+            completions = [_completion(c) for c in output.outputs]
+            # Greedy completions were asked for once.
+            return [(asked.id, completions * (asked.n // len(completions)))]
+        weighed = self._weighed[asked.id]
+        for index, tokens in asked.wanted.items():
+            weighed.values[index] = _weight(output, tokens)
+        weighed.left -= 1
+        return [] if weighed.left else [(asked.id, self._weighed.pop(asked.id).values)]
+
+    def drop(self, ids: Iterable[str]) -> None:
+        """Have vLLM abort requests."""
+        gone = set(ids)
+        names = [name for name, asked in self._asked.items() if asked.id in gone]
+        self._engine.abort_request(names)
+        for name in names:
+            del self._asked[name]
+        self._weighed = {id: w for id, w in self._weighed.items() if id not in gone}
 
     def load(self, policy: str, path: str) -> None:
         """Replace the weights in place; see `Engine.load`.
@@ -115,15 +164,41 @@ class VLLMEngine:
         """
         check_weights(path, self._shapes)
         self.policy = ""  # until all is done, these are nobody's weights
+        self._wake("weights")
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
-        self._llm.apply_model(_repack)
-        for stale in self._llm.apply_model(_stale_copies):
-            if stale:
-                raise InfrastructureError(f"vLLM kept the old weights of {stale[0]}")
+        self._wake("kv_cache")
+        if not self._on_gpu:  # only the CPU build keeps packed copies
+            self._llm.apply_model(_repack)
+            for stale in self._llm.apply_model(_stale_copies):
+                if stale:
+                    raise InfrastructureError(f"vLLM kept the old weights of {stale[0]}")
+        self.took(policy)
+
+    def took(self, policy: str) -> None:
+        """All weights of `policy` are in place."""
         # Cached prompts hold keys and values of the old weights.
         if not self._llm.reset_prefix_cache():
             raise InfrastructureError("vLLM kept its prefix cache after a weight update")
         self.policy = policy
+
+    def transfer(self, step: str, *info: Any) -> None:
+        """A step of vLLM's weight transfer, by the name of the method that does it."""
+        self.policy = ""
+        if self._asleep:
+            self._wake("weights")
+            self._wake("kv_cache")
+        getattr(self._llm, step)(*info)
+
+    def sleep(self) -> bool:
+        """Give the card's memory back, weights and all; on CPU vLLM cannot."""
+        if self._on_gpu:
+            self.policy, self._asleep = "", True
+            self._llm.sleep(level=2)
+        return self._on_gpu
+
+    def _wake(self, what: str) -> None:
+        if self._asleep:
+            self._asleep = not self._llm.wake_up(tags=[what])
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token given those before it; 0.0 for the first."""
@@ -153,6 +228,61 @@ class VLLMEngine:
             use_tqdm=False,
         )
         return [output.outputs[0].cumulative_logprob or 0.0 for output in outputs]
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What a request to vLLM is for."""
+
+    id: str
+    n: int
+    wanted: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Of a weighing: which continuations it settles."""
+
+
+@dataclass(slots=True)
+class _Weighed:
+    """Log-probabilities found so far, and how many requests are still out."""
+
+    values: list[float]
+    left: int
+
+
+def _drawing(sampling: Sampling, n: int, schema: str | None) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    # No request seed: vLLM's CPU sampler dies of one. The engine is seeded instead. And no
+    # log-probabilities: on CPU they cost a tenth of the speed.
+    return SamplingParams(
+        n=n if sampling.temperature else 1,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_tokens,
+        stop=list(sampling.stop) or None,
+        structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _next_token(tokens: list[int]) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=sorted(set(tokens)))
+
+
+def _whole_prompt() -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+
+
+def _weight(output: Any, tokens: tuple[int, ...]) -> float:
+    """Log-probability of `tokens`: after the prompt where it is one, else at the prompt's end."""
+    if output.prompt_logprobs is None:
+        return output.outputs[0].logprobs[0][tokens[0]].logprob
+    return sum(_prompt_logprobs(output)[-len(tokens) :])
 
 
 def _completion(output: Any) -> Completion:

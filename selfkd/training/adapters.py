@@ -27,7 +27,7 @@ def save_adapter(model: Any, job: TrainJob, dtype: str) -> None:
     (out / MERGE).write_text(json.dumps({"dtype": dtype, "seed": job.seed}) + "\n")
 
 
-def merge(adapter: Path, base: Path, out: Path) -> Path:
+def merge(adapter: Path, base: Path, out: Path) -> None:
     """Write the model that `adapter` makes of the model in `base` to the new directory `out`."""
     from peft import PeftModel
 
@@ -35,8 +35,8 @@ def merge(adapter: Path, base: Path, out: Path) -> Path:
     model: Any = PeftModel.from_pretrained(load(base), str(adapter)).merge_and_unload()
     if how["dtype"] == "bfloat16":
         round_to_bfloat16(model, how["seed"])
-    staged = out.with_name(out.name + ".tmp")
+    staged = out.with_name(f".tmp-{out.name}")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     save(model, how["dtype"], base, staged)
-    return staged.rename(out)
+    staged.rename(out)

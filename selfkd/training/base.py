@@ -1,5 +1,6 @@
 """What the engine asks of whatever updates a policy."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -23,7 +24,7 @@ class TrainOptions(Options):
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     """Learning-rate schedule after the warm-up."""
     warmup_ratio: float = Field(0.0, ge=0, lt=1)
-    """Share of the steps that warm up."""
+    """Share of the steps over which the learning rate rises from 0 to its peak."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW weight decay."""
     max_grad_norm: float = Field(1.0, gt=0)
@@ -35,6 +36,10 @@ class TrainOptions(Options):
     lora_save: Literal["merged", "adapter"] = "merged"
     """With LoRA, a policy is stored as a whole model, or as the adapter alone (PEFT format)."""
 
+    def steps(self, examples: int) -> int:
+        """Optimiser steps of a training on so many examples."""
+        return math.ceil(self.epochs * math.ceil(examples / self.batch_size))
+
     @field_validator("micro_batch_size")
     @classmethod
     def _divides(cls, value: int | None, info: ValidationInfo) -> int | None:
@@ -45,11 +50,25 @@ class TrainOptions(Options):
 
 
 @dataclass(frozen=True, slots=True)
+class Stretch:
+    """Which steps of a longer training a job makes; `training/state.py` carries over the rest."""
+
+    first: int
+    """Optimiser steps planned before it."""
+    total: int
+    """Those of the whole training."""
+    state_from: str | None
+    """The file that the job before left; None for the first."""
+    state_to: str | None
+    """The file to leave for the next one; None for the last."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainJob:
     """One training: plain values only, so that it crosses processes."""
 
     objective: str
-    """`sft`, `dpo` or `kto`."""
+    """`sft`, `dpo`, `kto` or `gkd`."""
     objective_options: dict[str, Any]
     example_files: tuple[str, ...]
     """Parquet files of schema `records.EXAMPLES`."""
@@ -63,8 +82,12 @@ class TrainJob:
     options: TrainOptions
     max_steps: int | None = None
     """Optimiser steps; overrides epochs."""
+    merged_dir: str | None = None
+    """Empty directory for the whole model, where `out_dir` takes an adapter alone."""
     ref_path: str | None = None
-    """HF model directory of the reference policy, for an objective that has one."""
+    """HF model directory of the reference policy or fixed teacher, where an objective has one."""
+    stretch: Stretch | None = None
+    """Set where this job is a part of a training; it starts from `start_path` all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +104,8 @@ class TrainReport:
     canary: tuple[tuple[tuple[int, ...], tuple[float, ...]], ...] = ()
     """(tokens, log-probabilities) pairs of fixed sequences under the new policy, against which a
     sampler checks that it really holds these weights."""
+    step_seconds: float = 0.0
+    """Of `seconds`, those in optimiser steps: without reading and writing models."""
 
 
 class Trainer(Protocol):

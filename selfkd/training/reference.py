@@ -16,7 +16,14 @@ from datasets import Dataset
 
 from selfkd.training.base import TrainJob
 from selfkd.training.checkpoints import load
-from selfkd.training.sft import Collator, WeightedSFTTrainer, arguments, padding_token, token_nll
+from selfkd.training.sft import (
+    Collator,
+    WeightedSFTTrainer,
+    arguments,
+    padding_token,
+    token_nll,
+    with_filler,
+)
 
 Row = dict[str, Any]
 
@@ -90,7 +97,7 @@ class ReferencedTrainer(WeightedSFTTrainer):
             **more,
         )
         trainer._add_reference(job, rows)
-        trainer.train_dataset = Dataset.from_list(rows)
+        trainer.train_dataset = Dataset.from_list(with_filler(rows, trainer.args))
         return trainer
 
     def _add_reference(self, job: TrainJob, rows: list[Row]) -> None:

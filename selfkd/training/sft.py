@@ -10,6 +10,7 @@ CPU the output head, which is applied only where a completion token is predicted
 
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,16 +64,21 @@ class SimilarLengths(Sampler[int]):
     first, so micro-batches are of similar length too.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, seed: int, *, share: int = 1
+    ) -> None:
+        """Batches are filled up to a multiple of `share` with the number after the last example."""
         self._lengths = torch.tensor(lengths)
         self._batch_size = batch_size
         self._generator = torch.Generator().manual_seed(seed)
+        self._share = share
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        full, rest = divmod(len(self._lengths), self._batch_size)
+        return sum(size + -size % self._share for size in (*[self._batch_size] * full, rest))
 
     def __iter__(self) -> Iterator[int]:
-        shuffled = torch.randperm(len(self), generator=self._generator)
+        shuffled = torch.randperm(len(self._lengths), generator=self._generator)
         window = 1
         batches = self._batches(shuffled, window)
         while self._padding(batches) > PADDING and window < len(batches):
@@ -84,6 +90,7 @@ class SimilarLengths(Sampler[int]):
         short = [b for b in batches if len(b) < self._batch_size]
         for batch in [*(full[i] for i in order), *short]:
             yield from batch.tolist()
+            yield from [len(self._lengths)] * (-len(batch) % self._share)
 
     def _batches(self, shuffled: torch.Tensor, window: int) -> list[torch.Tensor]:
         # The short batch is cut off first, so that chance and not length decides what is in it.
@@ -107,8 +114,13 @@ class WeightedSFTTrainer(SFTTrainer):
     def __init__(self, *args: Any, log_file: Path, seed: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._log_path = log_file
-        self._log_path.write_text("", encoding="utf-8")
+        if self.is_world_process_zero():
+            self._log_path.write_text("", encoding="utf-8")
         self._seed = seed
+        self.first_step = 0
+        """Steps made before these ones, where a training is cut into several jobs."""
+        self.planned_steps: int | None = None
+        """Steps of the whole training, where these are not all."""
         self.tokens_seen = 0
         self.losses: list[float] = []
         self._share = torch.zeros(0)
@@ -118,8 +130,13 @@ class WeightedSFTTrainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Any = train_dataset or self.train_dataset
-        step = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return SimilarLengths(self._lengths(rows), step, self._seed)
+        lengths, workers = self._lengths(rows), self.args.world_size
+        share = self.args.train_batch_size * workers
+        step = share * self.args.gradient_accumulation_steps
+        if workers == 1:
+            return SimilarLengths(lengths, step, self._seed)
+        # Every worker gets as many batches as the others; the last row fills them up.
+        return SimilarLengths(lengths[:-1], step, self._seed, share=share)
 
     def _lengths(self, rows: Any) -> list[int]:
         return [len(ids) for ids in rows["input_ids"]]
@@ -132,9 +149,21 @@ class WeightedSFTTrainer(SFTTrainer):
         """What a step's loss is the weighted mean of; here -log p of each token, (B, T - 1)."""
         return token_nll(model, batch)
 
+    def loss_of(
+        self, model: Any, batch: dict[str, torch.Tensor], weights: torch.Tensor, total: torch.Tensor
+    ) -> torch.Tensor:
+        """Sum of weight times loss over this micro-batch, over the weight `total` of the step."""
+        return (self.losses_of(model, batch) * weights).sum() / total
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> torch.Tensor:
-        """The weight of an optimiser step, over all its micro-batches."""
-        return torch.stack([self.weights_of(b).sum() for b in batch_samples]).sum().to(device)
+        """The weight of an optimiser step, over all its micro-batches and workers."""
+        own = torch.stack([self.weights_of(b).sum() for b in batch_samples]).sum().to(device)
+        return self._summed(own)
+
+    def _summed(self, figures: torch.Tensor) -> torch.Tensor:
+        """Figures summed over the workers."""
+        several = self.args.world_size > 1
+        return self.accelerator.reduce(figures, "sum") if several else figures  # type: ignore
 
     def compute_loss(
         self,
@@ -145,11 +174,13 @@ class WeightedSFTTrainer(SFTTrainer):
     ) -> Any:
         """The part of the step's loss that this micro-batch contributes."""
         weights = self.weights_of(inputs)
-        self.tokens_seen += int(inputs["attention_mask"].sum())
+        filled = inputs["weights"] > 0 if self.args.world_size > 1 else slice(None)
+        self.tokens_seen += int(inputs["attention_mask"][filled].sum())
         total = weights.sum() if num_items_in_batch is None else num_items_in_batch
         total = torch.as_tensor(total).clamp(min=1e-8)
         self._share = weights / total
-        loss = (self.losses_of(model, inputs) * weights).sum() / total
+        # The workers' gradients are averaged, and theirs are to be summed.
+        loss = self.loss_of(model, inputs, weights, total) * self.args.world_size
         if not torch.isfinite(loss):
             raise Diverged(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}",
@@ -175,17 +206,21 @@ class WeightedSFTTrainer(SFTTrainer):
                 remedy="lower train.learning_rate",
             )
         self.losses.append(logs["loss"])
+        own = torch.tensor([float(self.tokens_seen), *self._figures.values()])
+        tokens, *figures = self._summed(own.double().to(self.args.device)).tolist()
+        names, self._figures = list(self._figures), {}
+        if not self.is_world_process_zero():
+            return
         row = {
-            "step": self.state.global_step,
-            "total_steps": self.state.max_steps,
+            "step": self.first_step + self.state.global_step,
+            "total_steps": self.planned_steps or self.state.max_steps,
             "loss": logs["loss"],
             "grad_norm": logs["grad_norm"],
             "learning_rate": logs["learning_rate"],
             "epoch": self.state.epoch,
-            "tokens": self.tokens_seen,
-            **self._figures,
+            "tokens": int(tokens),
+            **dict(zip(names, figures, strict=True)),
         }
-        self._figures = {}
         with self._log_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -213,7 +248,8 @@ def _completion_nll(
     def select(_: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         return (inputs[0][:, :-1][mask][None],)
 
-    hook = model.get_output_embeddings().register_forward_pre_hook(select)
+    inner = getattr(model, "module", model)  # of several workers, each wraps its model
+    hook = inner.get_output_embeddings().register_forward_pre_hook(select)
     try:
         logits = model(**batch, use_cache=False).logits[0]
     finally:
@@ -234,15 +270,21 @@ def make_trainer(
         }
         for e in examples
     ]
+    args = arguments(job, dtype, len(rows))
     return WeightedSFTTrainer(
         model=model,
-        args=arguments(job, dtype, len(rows)),
+        args=args,
         processing_class=tokenizer,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(with_filler(rows, args)),
         data_collator=Collator(padding_token(tokenizer)),
         log_file=Path(job.log_file),
         seed=job.seed,
     )
+
+
+def with_filler(rows: list[dict[str, Any]], args: Any) -> list[dict[str, Any]]:
+    """The rows, and where there are several workers, one without weight to fill up batches."""
+    return [*rows, {**rows[0], "weight": 0.0}] if args.world_size > 1 else rows
 
 
 def padding_token(tokenizer: Any) -> int:
@@ -255,20 +297,23 @@ def arguments(job: TrainJob, dtype: str, count: int) -> SFTConfig:
     """TRL's arguments for a job of `count` examples."""
     options = job.options
     batch = min(options.batch_size, count)
-    micro = min(options.micro_batch_size or batch, batch)
+    workers = int(os.environ.get("WORLD_SIZE", "1"))
+    share = math.ceil(batch / workers)
+    micro = min(options.micro_batch_size or share, share)
     on_cpu = not torch.cuda.is_available()
-    steps = job.max_steps or math.ceil(options.epochs * math.ceil(count / batch))
+    steps = job.max_steps or options.steps(count)
     return SFTConfig(
         output_dir=job.out_dir,
         use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and workers > 1 else None,
         bf16=dtype == "bfloat16",
         gradient_checkpointing=not on_cpu,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=math.ceil(batch / micro),
+        gradient_accumulation_steps=math.ceil(share / micro),
         max_steps=steps,
         learning_rate=options.learning_rate,
         lr_scheduler_type=options.schedule,
-        warmup_steps=int(options.warmup_ratio * steps),
+        warmup_steps=int(options.warmup_ratio * (job.stretch.total if job.stretch else steps)),
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
         seed=job.seed,

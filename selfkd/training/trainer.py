@@ -4,6 +4,8 @@ import ctypes
 import gc
 import itertools
 import json
+import os
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,25 +19,48 @@ from selfkd.hardware import compute_dtype, cores
 from selfkd.ledger import writing
 from selfkd.models import check_model_dir
 from selfkd.records import Example, read_rows
-from selfkd.training.adapters import save_adapter
+from selfkd.training.adapters import merge, save_adapter
 from selfkd.training.base import TrainJob, TrainReport
 from selfkd.training.checkpoints import load, save
 from selfkd.training.rounding import round_to_bfloat16
+from selfkd.training.state import continue_training, save_state
 
 CANARY_TOKENS = 200
 """Length of the long canary: over 128, so that a sampler's cached prompt prefix takes part."""
 
 
 class LocalTrainer:
-    """Trains in its own process; see `Trainer` in `training/base.py`.
+    """Trains in its own process, alone or as one of several; see `Trainer` in `training/base.py`.
 
     Weights are trained in float32. Where products are computed in bfloat16, or the start was stored
     in it, the policy is stored in bfloat16 too, rounded stochastically (`rounding.py`), so that
     sampler and next training hold the same weights.
     """
 
-    def __init__(self) -> None:
-        torch.set_num_threads(cores())
+    def __init__(self, threads: int | None = None) -> None:
+        torch.set_num_threads(threads or cores())
+        self._kept: tuple[Identity, Any] | None = None
+        """The model that was saved last: the next training often starts from it."""
+
+    def meeting_point(self) -> tuple[str, int]:
+        """An address of this machine, and a port that is free, where workers can meet."""
+        from ray.util import get_node_ip_address
+
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return get_node_ip_address(), free.getsockname()[1]
+
+    def join(self, rank: int, workers: int, host: str, port: int) -> None:
+        """Be one of several workers from now on (DDP: NCCL on GPU, gloo on CPU)."""
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": "0",  # Ray shows each process its own card only
+            "WORLD_SIZE": str(workers),
+            "MASTER_ADDR": host,
+            "MASTER_PORT": str(port),
+        }
+        if not torch.cuda.is_available():
+            os.environ["ACCELERATE_USE_CPU"] = "true"
 
     def train(self, job: TrainJob) -> TrainReport:
         """Train on the job's examples and save the policy to `out_dir`.
@@ -66,13 +91,23 @@ class LocalTrainer:
         check_model_dir(Path(job.start_path))
         set_seed(job.seed)
         tokenizer = AutoTokenizer.from_pretrained(job.start_path)
-        model = _load(job)
+        model = self._model(job)
         trainer = _make_trainer(model, tokenizer, examples, job)
+        if job.stretch:
+            state = job.stretch.state_from
+            place = Path(state) if state else None
+            continue_training(trainer, job.stretch.first, job.stretch.total, place)
+        began = time.monotonic()
         trainer.train()
+        step_seconds = time.monotonic() - began
+        if job.stretch and job.stretch.state_to:
+            save_state(trainer, Path(job.stretch.state_to))
         # Without the wrapper that computes in the training's dtype.
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         dtype = _stored_dtype(job)
         adapter = job.options.lora_rank > 0 and job.options.lora_save == "adapter"
+        if trainer.args.process_index:
+            return _report(trainer, examples, started, step_seconds)  # the first worker saves
         if adapter:
             save_adapter(model, job, dtype)
         if job.options.lora_rank:
@@ -80,20 +115,56 @@ class LocalTrainer:
         if dtype == "bfloat16":
             round_to_bfloat16(model, job.seed)
         canary = _canary(model, examples)
-        if not adapter:
-            save(model, dtype, Path(job.start_path), Path(job.out_dir))
-        report = TrainReport(
-            steps=trainer.state.global_step,
-            examples=len(examples),
-            tokens=trainer.tokens_seen,
-            loss_first=trainer.losses[0],
-            loss_last=trainer.losses[-1],
-            seconds=time.monotonic() - started,
-            canary=canary,
-        )
+        whole = job.merged_dir if adapter else job.out_dir
+        if whole:
+            save(model, dtype, Path(job.start_path), Path(whole))
+            if not torch.cuda.is_available():  # there TRL leaves its marks on a model
+                self._kept = (_identity(whole), model)
+        report = _report(trainer, examples, started, step_seconds, canary)
         del trainer, model
         _give_back_memory()
         return report
+
+    def _model(self, job: TrainJob) -> Any:
+        """The model to train, in float32: the one in memory if it is what is stored there."""
+        kept, self._kept = self._kept, None
+        if kept and kept[0] == _identity(job.start_path):
+            return _with_adapter(kept[1].float().requires_grad_(True), job)
+        del kept
+        return _load(job)
+
+    def merge(self, adapter: str, start: str, out: str) -> None:
+        """Write the model that a stored adapter makes of its start to the new directory `out`."""
+        merge(Path(adapter), Path(start), Path(out))
+        _give_back_memory()
+
+
+Identity = tuple[tuple[int, int, int], ...]
+
+
+def _identity(path: str) -> Identity:
+    """What tells whether weight files are the ones that were written: it stays when they move."""
+    files = (file.stat() for file in sorted(Path(path).glob("*.safetensors")))
+    return tuple((f.st_ino, f.st_mtime_ns, f.st_size) for f in files)
+
+
+def _report(
+    trainer: Any,
+    examples: Sequence[Example],
+    started: float,
+    step_seconds: float,
+    canary: Any = (),
+) -> TrainReport:
+    return TrainReport(
+        steps=trainer.state.global_step,
+        examples=len(examples),
+        tokens=trainer.tokens_seen,
+        loss_first=trainer.losses[0],
+        loss_last=trainer.losses[-1],
+        seconds=time.monotonic() - started,
+        canary=canary,
+        step_seconds=step_seconds,
+    )
 
 
 def _size(path: Path) -> int:
@@ -109,14 +180,18 @@ def _no_memory(error: Exception) -> bool:
 
 
 def _make_trainer(model: Any, tokenizer: Any, examples: Sequence[Example], job: TrainJob) -> Any:
-    from selfkd.training import dpo, kto, sft
+    from selfkd.training import dpo, gkd, kto, sft
 
-    makers = {"sft": sft.make_trainer, "dpo": dpo.make_trainer, "kto": kto.make_trainer}
-    return makers[job.objective](model, tokenizer, examples, job, compute_dtype(job.options.dtype))
+    makers = {"sft": sft, "dpo": dpo, "kto": kto, "gkd": gkd}
+    maker = makers[job.objective].make_trainer
+    return maker(model, tokenizer, examples, job, compute_dtype(job.options.dtype))
 
 
 def _load(job: TrainJob) -> Any:
-    model = load(job.start_path)
+    return _with_adapter(load(job.start_path), job)
+
+
+def _with_adapter(model: Any, job: TrainJob) -> Any:
     if job.options.lora_rank:
         from peft import LoraConfig, get_peft_model
 
@@ -126,7 +201,7 @@ def _load(job: TrainJob) -> Any:
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
-        model = get_peft_model(model, lora)  # type: ignore[arg-type]
+        model = get_peft_model(model, lora)
     return model
 
 

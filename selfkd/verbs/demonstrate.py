@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from selfkd.chat import tokens_of
 from selfkd.ledger import Step
 from selfkd.pairs import DEMONSTRATION
 from selfkd.records import Prompt, Sample, samples_table
@@ -26,9 +27,9 @@ def record_demonstrations(
 
 
 def _sample(round: "Round", step: Step, tokenizer: Any, prompt: Prompt, text: str) -> Sample:
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = tokens_of(tokenizer, text)
     return Sample(
-        id=sample_id(round, step, prompt, 0),
+        id=sample_id(round, step, prompt.id, 0),
         prompt=prompt,
         index=0,
         completion=text,

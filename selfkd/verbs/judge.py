@@ -1,66 +1,207 @@
 """Judges the shards of a `judge` step that are still missing, as their samples come."""
 
+import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
-from selfkd.judging import JudgeSpec, check_failures
+from selfkd.enginecalls import EngineCalls, Told
+from selfkd.judging import FAILURES, JudgeSpec, check_failures, check_scored
 from selfkd.ledger import Step
-from selfkd.records import VERDICTS, Sample, Verdict, read_rows, rows_table
-from selfkd.tables import Samples
+from selfkd.processes import JudgingConfig
+from selfkd.records import (
+    VERDICTS,
+    Prompt,
+    Sample,
+    Verdict,
+    prompts_table,
+    read_rows,
+    rows_table,
+    samples_table,
+)
+from selfkd.tables import Judgements, Samples
+from selfkd.verbs.generate import drawn_sample, samples_summary
 
 if TYPE_CHECKING:
     from selfkd.round import Round
 
 
-def judge_shards(round: "Round", step: Step, samples: Samples, judge: JudgeSpec) -> None:
-    """Record the verdicts of every missing shard; the step's seconds leave sampling out."""
+def judge_shards(
+    round: "Round",
+    step: Step,
+    samples: Samples,
+    judge: JudgeSpec,
+    calls: EngineCalls | None,
+    told: Judgements | None,
+) -> None:
+    """Record the verdicts of every missing shard; the step's seconds leave sampling out.
+
+    `calls` answers a judge that asks the sampler, and `told` is where its judgements go. In a step
+    that is not finished, samples that the judge failed on before are judged again. DataError as
+    soon as the failures, or the samples without a reward, are certain to be more than may be.
+    """
+    if calls and calls.policy.name != samples.policy:
+        samples.wait()  # the engine holds one policy at a time
     step.started = time.monotonic()
-    owed: list[int] = []
+    owed: deque[tuple[int, list[Sample], list[Verdict]]] = deque()
+    tally = Tally()
     waited = 0.0
+
+    limits = round.run.config.judging
 
     def batches() -> Iterator[list[Sample]]:
         nonlocal waited
         waiting = time.monotonic()
-        for index, batch in samples.batches():
+        for index, table in samples.tables():
             waited += time.monotonic() - waiting
-            if not step.has(index):
-                owed.append(index)
-                yield batch
+            recorded = step.read(index) if step.has(index) else None
+            before = read_rows(recorded, Verdict) if recorded and _failed(recorded) else []
+            if recorded and not before:
+                tally.add(recorded)
+            else:
+                batch = samples.read(table)
+                owed.append((index, batch, before))
+                yield _missing(judge, batch, before)
             waiting = time.monotonic()
         waited += time.monotonic() - waiting
 
-    scores = _rewards(_recorded(step))
-    done = sum(table.num_rows for table in step.tables())
-    for position, verdicts in enumerate(round.run.judge_batches(judge, batches())):
-        step.write(owed[position], rows_table(verdicts, VERDICTS))
-        done += len(verdicts)
-        scores += _rewards(verdicts)
-        mean = float(np.mean(scores)) if scores else None
-        round.progress(step, done, samples.count, reward_mean=mean)
-    verdicts = _recorded(step)
-    check_failures(verdicts, round.run.config.judging.max_failure_rate)
+    for verdicts in round.run.judge_batches(judge, batches(), calls):
+        index, batch, before = owed.popleft()
+        if calls and told:
+            _record(round, told, index, calls.policy.name, calls.told(s.id for s in batch))
+        known = {v.sample_id: v for v in [*before, *verdicts]}
+        table = rows_table([known[s.id] for s in batch], VERDICTS)
+        step.write(index, table)
+        tally.add(table)
+        tally.check(limits, samples.count)
+        round.progress(step, tally.count, samples.count, reward_mean=tally.mean)
+    tally.check(limits, tally.count)
     seconds = time.monotonic() - step.started - waited
-    round.finish(step, verdict_summary(verdicts, judge.spec), seconds=seconds)
+    if told:
+        _finish(round, told, calls.policy.name if calls else "")
+    round.finish(step, tally.summary(judge.spec), seconds=seconds)
 
 
-def _recorded(step: Step) -> list[Verdict]:
-    return [v for table in step.tables() for v in read_rows(table, Verdict)]
+def _failed(verdicts: pa.Table) -> bool:
+    return not set(verdicts.column("status").unique().to_pylist()).isdisjoint(FAILURES)
 
 
-def _rewards(verdicts: Sequence[Verdict]) -> list[float]:
-    return [v.reward for v in verdicts if v.reward is not None]
+def _missing(judge: JudgeSpec, batch: list[Sample], verdicts: Sequence[Verdict]) -> list[Sample]:
+    """Samples of a shard that a verdict is still owed for: those that failed are judged again."""
+    known = {v.sample_id for v in verdicts if v.status not in FAILURES}
+    missing = [s for s in batch if s.id not in known]
+    if judge.writes:
+        return batch if missing else []  # its judgements are recorded by whole shards
+    if judge.compares:
+        prompts = {s.prompt.id for s in missing}
+        return [s for s in batch if s.prompt.id in prompts]
+    return missing
 
 
-def verdict_summary(verdicts: Sequence[Verdict], judge: str) -> dict[str, Any]:
-    """What a step of verdicts says of them, `judge` being whose they are."""
-    rewards = _rewards(verdicts)
-    return {
-        "judge": judge,
-        "scored": len(rewards),
-        "unscored": dict(Counter(v.status for v in verdicts if v.reward is None)),
-        "reward_mean": float(np.mean(rewards)) if rewards else None,
-    }
+# -- judgements -----------------------------------------------------------------------------------
+
+
+def judgement_steps(round: "Round", judging: Step, label: str) -> Judgements:
+    """Where what a judge is told in the step `judging` is recorded."""
+    name = f"{label}-judgements" if label else "judgements"
+    args = {"judging": judging.fingerprint}
+    return Judgements(round.step("prompts", name, args, 0), round.step("generate", name, args, 0))
+
+
+def _record(
+    round: "Round", told: Judgements, shard: int, policy: str, answers: Sequence[Told]
+) -> None:
+    """One shard of judgements and of their prompts.
+
+    The first prompt about a sample has its id; further ones (a second try) are numbered.
+    """
+    prompts: list[Prompt] = []
+    rows: list[Sample] = []
+    times: Counter[str] = Counter()
+    for call, completions in answers:
+        times[call.about] += 1
+        again = f"#{times[call.about]}" if times[call.about] > 1 else ""
+        prompt = Prompt(f"{call.about}{again}", call.messages)
+        prompts.append(prompt)
+        rows += [
+            drawn_sample(round, told.step, prompt, k, c, policy, parents=(call.about,))
+            for k, c in enumerate(completions)
+        ]
+    told.prompts.write(shard, prompts_table(prompts))
+    told.step.write(shard, samples_table(rows))
+
+
+def _finish(round: "Round", told: Judgements, policy: str) -> None:
+    prompts = sum(table.num_rows for table in told.prompts.tables())
+    round.finish(told.prompts, {"prompts": prompts, "too_long": 0})
+    summary = samples_summary(told.step, policy, prompts)
+    draws = math.ceil(summary["samples"] / prompts) if prompts else 0
+    round.finish(told.step, {**summary, "draws": draws}, seconds=0.0)
+
+
+# -- verdicts -------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Tally:
+    """What verdicts come to, shard by shard."""
+
+    count: int = 0
+    scored: int = 0
+    total: float = 0.0
+    """Sum of the rewards."""
+    unscored: Counter[str] = field(default_factory=Counter)
+    """Verdicts without a reward, by status."""
+    failed: Verdict | None = None
+    """The first that is a failure of the judge."""
+    without: Verdict | None = None
+    """The first without a reward."""
+
+    @classmethod
+    def of(cls, step: Step) -> "Tally":
+        """The verdicts that a step has recorded."""
+        tally = cls()
+        for index in step.shards():
+            tally.add(step.read(index))
+        return tally
+
+    def add(self, table: pa.Table) -> None:
+        """Take rows of `VERDICTS` in."""
+        rewards = table.column("reward")
+        self.count += table.num_rows
+        self.scored += len(rewards) - rewards.null_count
+        self.total += float(np.nansum(rewards.to_numpy()))
+        without = table.filter(rewards.is_null())
+        if without.num_rows:
+            verdicts = read_rows(without, Verdict)
+            self.unscored.update(v.status for v in verdicts)
+            failed = (v for v in verdicts if v.status in FAILURES)
+            self.failed = self.failed or next(failed, None)
+            self.without = self.without or verdicts[0]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean reward of the scored; None where there is none."""
+        return self.total / self.scored if self.scored else None
+
+    def check(self, limits: JudgingConfig, total: int) -> None:
+        """DataError if, of `total` samples, the judge failed on too many or left too many unscored.
+
+        Told as soon as it is certain, and not before.
+        """
+        check_failures(self.count, self.unscored, self.failed, limits.max_failure_rate, total)
+        check_scored(self.count, self.unscored, self.without, limits.max_unscored, total)
+
+    def summary(self, judge: str) -> dict[str, Any]:
+        """What a step of verdicts says of them, `judge` being whose they are."""
+        return {
+            "judge": judge,
+            "scored": self.scored,
+            "unscored": dict(self.unscored),
+            "reward_mean": self.mean,
+        }

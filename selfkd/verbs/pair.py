@@ -7,7 +7,7 @@ import numpy as np
 
 from selfkd.ledger import Step
 from selfkd.pairs import PairRule
-from selfkd.records import PAIRS, Decision, Pair, rows_table
+from selfkd.records import DECISIONS, PAIRS, Decision, Pair, rows_table
 from selfkd.rules import Candidates
 from selfkd.tables import Samples, Scored, joined
 from selfkd.verbs.keep import record_decisions
@@ -26,7 +26,8 @@ def record_pairs(
     rng = np.random.default_rng([round.run.config.seed, round.number])
     pairs, reasons = rule.apply(candidates, rng)
     if not kept.finished:
-        record_decisions(round, kept, _decisions(candidates, pairs, reasons), rule.name)
+        decisions = rows_table(_decisions(candidates, pairs, reasons), DECISIONS)
+        record_decisions(round, kept, [decisions], rule.name)
     if not paired.finished:
         paired.write(0, rows_table([_pair(candidates, *pair) for pair in pairs], PAIRS))
         round.finish(paired, {**_summary(candidates, pairs), "rule": rule.name})

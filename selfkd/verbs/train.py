@@ -1,72 +1,134 @@
 """Makes a policy from an objective's examples, or says why the old one stays."""
 
+import itertools
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from selfkd.distillation import GKD
 from selfkd.errors import DataError, Diverged
 from selfkd.ledger import Step
 from selfkd.objectives import Objective
-from selfkd.policies import Policy
-from selfkd.records import EXAMPLES, rows_table
+from selfkd.policies import STATE, Policy
+from selfkd.records import EXAMPLES, Example, rows_table
 from selfkd.rundir import of_verb, round_steps
-from selfkd.training.base import TrainJob, TrainOptions, TrainReport
+from selfkd.segments import Segment
+from selfkd.tables import BLOCK
+from selfkd.training.base import Stretch, TrainJob, TrainOptions, TrainReport
 
 if TYPE_CHECKING:
     from selfkd.round import Round
 
 
-def train_policy(
-    round: "Round",
-    step: Step,
-    objective: Objective,
-    origin: Policy,
-    options: TrainOptions,
-    steps: int | None,
-    ref: Policy | None = None,
-) -> None:
-    """Train and commit `round-{number + 1}`; its examples are recorded first.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a training starts from, is held to, and may take."""
 
-    With no example, or a training that diverges, the round's own policy stays, and the run stops
-    or goes on as the config says.
+    start: Policy
+    """What the round trains."""
+    reached: Policy
+    """What stays if nothing is learnt: the round's own policy, or what its last segment made."""
+    ref: Policy | None
+    options: TrainOptions
+    steps: int | None
+    segment: Segment | None
+
+    @property
+    def here(self) -> Policy:
+        """What the training goes on from."""
+        return self.reached if "+" in self.reached.name else self.start
+
+
+def train_policy(round: "Round", step: Step, objective: Objective, plan: Plan) -> None:
+    """Train and commit `round-{number + 1}`, or what leads there; its examples are recorded first.
+
+    With no example, or a training that diverges, what was reached stays, and the run stops or goes
+    on as the config says.
     """
     run = round.run
-    if not step.has(0):
-        step.write(0, rows_table(objective.examples(run.setting.tokenizer), EXAMPLES))
-    if not step.read(0).num_rows:
-        _no_signal(round, step, objective.missing)
+    examples = _record_examples(step, objective.examples(run.setting.tokenizer))
+    if not examples:
+        _no_signal(round, step, objective.missing, plan)
         return
-    name = f"round-{round.number + 1}"
+    name = plan.segment.makes if plan.segment else f"round-{round.number + 1}"
     report = run.policies.committed(name, step.fingerprint)
+    steps = _steps(plan, examples)
+    age = _staleness(round, objective, plan, steps)
     if report is None:
-        job = TrainJob(
-            objective=objective.name,
-            objective_options=objective.settings(),
-            example_files=(str(step.shard_path(0)),),
-            start_path=str(origin.path),
-            out_dir=str(run.policies.staging(name)),
-            log_file=str(step.path / "log.jsonl"),
-            seed=run.config.seed * 1000 + round.number,
-            options=options,
-            max_steps=steps,
-            ref_path=str(ref.path) if ref else None,
-        )
+        job = _job(round, step, objective, plan, name, steps)
         try:
             result = run.train(job, lambda row: _progress(round, step, row))
         except Diverged as error:
             if run.config.on_bad_training == "stop":
                 raise
-            round.finish(step, {"policy": round.policy, "diverged": str(error), **_NOTHING})
+            kept = _what_stays(round, step, plan)
+            round.finish(step, {"policy": kept, "diverged": str(error), **_NOTHING})
             return
         report = _report(result)
         canary = [(list(tokens), list(expected)) for tokens, expected in result.canary]
-        run.policies.commit(name, step.fingerprint, report, canary, origin.name)
-    round.finish(step, {"policy": name, "start": origin.name, **report})
+        done = plan.segment.first + plan.segment.steps if plan.segment else None
+        run.policies.commit(name, step.fingerprint, report, canary, plan.start.name, done)
+    round.finish(step, {"policy": name, "start": plan.here.name, **report, **age})
+
+
+def _steps(plan: Plan, examples: int) -> int:
+    """Optimiser steps: as many as the loop asks for, else the config's epochs give."""
+    wanted = plan.steps or plan.options.steps(examples)
+    return min(wanted, plan.segment.steps) if plan.segment else wanted
+
+
+def _job(
+    round: "Round", step: Step, objective: Objective, plan: Plan, name: str, steps: int
+) -> TrainJob:
+    policies, segment = round.run.policies, plan.segment
+    adapter = plan.options.lora_rank > 0 and plan.options.lora_save == "adapter"
+    staged = policies.staging(name)
+    stretch = None
+    if segment and segment.total > segment.steps:
+        assert plan.here.path  # raises where the weights were let go
+        here = plan.here.name
+        going_on = here != plan.start.name
+        stretch = Stretch(
+            first=segment.first,
+            total=segment.total,
+            state_from=str(round.run.ledger.policy_dir(here) / STATE) if going_on else None,
+            state_to=None if segment.last else str(staged / STATE),
+        )
+    return TrainJob(
+        objective=objective.name,
+        objective_options=objective.settings(),
+        example_files=tuple(str(step.shard_path(i)) for i in step.shards()),
+        start_path=str(plan.start.path),
+        out_dir=str(staged),
+        log_file=str(step.path / "log.jsonl"),
+        seed=round.run.config.seed * 1000 + round.number,
+        options=plan.options,
+        max_steps=steps,
+        merged_dir=str(policies.staging_merged(name)) if adapter else None,
+        ref_path=str(plan.ref.path) if plan.ref else None,
+        stretch=stretch,
+    )
+
+
+def _record_examples(step: Step, examples: Iterable[Example]) -> int:
+    """Write what is trained on, block by block, where it is not yet; the count of it."""
+    waiting = iter(examples)
+    count = 0
+    for index in itertools.count():
+        part = list(itertools.islice(waiting, BLOCK))
+        if not step.has(index) and (part or not index):
+            step.write(index, rows_table(part, EXAMPLES))
+        count += len(part)
+        if len(part) < BLOCK:
+            return count
+    raise AssertionError
 
 
 _NOTHING = {"steps": 0, "examples": 0}
 
 
-def _no_signal(round: "Round", step: Step, missing: str) -> None:
+def _no_signal(round: "Round", step: Step, missing: str, plan: Plan) -> None:
     if round.run.config.on_no_signal == "stop":
         raise DataError(
             f"no signal: round {round.number} {missing}{_dropped(round)}, so there is nothing to "
@@ -75,7 +137,38 @@ def _no_signal(round: "Round", step: Step, missing: str) -> None:
             remedy=f"see why with `selfkd show {round.run.ledger.path} --round {round.number} "
             "--dropped`, or set on_no_signal=continue",
         )
-    round.finish(step, {"policy": round.policy, "no_signal": True, **_NOTHING})
+    kept = _what_stays(round, step, plan)
+    round.finish(step, {"policy": kept, "no_signal": True, **_NOTHING})
+
+
+def _what_stays(round: "Round", step: Step, plan: Plan) -> str:
+    """The policy that a training without result leaves; the round's own name for it at its end."""
+    if not (plan.segment and plan.segment.last and "+" in plan.reached.name):
+        return plan.reached.name
+    round.run.policies.adopt(plan.reached.name, plan.segment.makes, step.fingerprint)
+    return plan.segment.makes
+
+
+def _staleness(round: "Round", objective: Objective, plan: Plan, steps: int) -> dict[str, Any]:
+    """How far behind the policy in training the policies were that sampled, in optimiser steps.
+
+    Counted at the last of `steps` steps; what none of this policy's ancestors wrote has no age.
+    Raises DataError where the objective bounds it and some are older.
+    """
+    if not isinstance(objective, GKD):
+        return {}
+    writers = Counter(objective.writers())
+    ages = {w: round.run.policies.age(w, plan.here.name) for w in writers}
+    known = {w: age + steps - 1 for w, age in ages.items() if age is not None}
+    oldest = max(known, key=lambda w: known[w], default=None)
+    bound = objective.max_staleness
+    if bound is not None and oldest and known[oldest] > bound:
+        raise DataError(
+            f"samples of {oldest} would be {known[oldest]} optimiser steps old, more than {bound}",
+            where=f"round {round.number}",
+            remedy="train on fresher samples, take fewer steps, or raise max_staleness",
+        )
+    return {"writers": dict(writers), "staleness": known[oldest] if oldest else None}
 
 
 def _dropped(round: "Round") -> str:
@@ -92,5 +185,5 @@ def _progress(round: "Round", step: Step, row: dict[str, Any]) -> None:
 
 
 def _report(result: TrainReport) -> dict[str, Any]:
-    names = ("steps", "examples", "tokens", "loss_first", "loss_last", "seconds")
+    names = ("steps", "examples", "tokens", "loss_first", "loss_last", "seconds", "step_seconds")
     return {name: getattr(result, name) for name in names}

@@ -1,14 +1,16 @@
-"""The commands that look at runs: curves, status, compare, ui, report."""
+"""The commands that look at runs, and those that pass on what they made."""
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from selfkd.errors import UsageError
+from selfkd.errors import SelfkdError, UsageError
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or its name.")]
 RunDirs = Annotated[list[Path], typer.Argument(metavar="RUN...")]
@@ -18,7 +20,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print only data, as JSON.")]
 
 def add_commands(app: typer.Typer) -> None:
     """Put these commands on the command line."""
-    for command in (curves, status, compare, ui, report):
+    for command in (curves, status, compare, ui, report, export, push):
         app.command()(command)
 
 
@@ -27,6 +29,17 @@ def find_run(run: Path, runs: Path) -> Path:
     if (run / "run.yaml").exists() or not (runs / run / "run.yaml").exists():
         return run
     return runs / run
+
+
+@contextlib.contextmanager
+def resumable(run: Path) -> Iterator[None]:
+    """Within it, an error of a run says how to go on."""
+    try:
+        yield
+    except SelfkdError as error:
+        if error.exit_code in (3, 4, 5):
+            error.resume = f"selfkd resume {run}"
+        raise
 
 
 def colour() -> bool:
@@ -127,3 +140,52 @@ def report(
 
     size: Any = write_report(find_run(run, runs), out, samples=samples)
     print(f"written: {out} ({size / 1e6:.1f} MB)")
+
+
+def export(
+    run: RunDir,
+    to: Annotated[str, typer.Option("--to", help="tensorboard, wandb, trackio or mlflow.")],
+    runs: RunsDir = Path("runs"),
+    again: Annotated[
+        bool, typer.Option("--again", help="Send everything anew, as another run there.")
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on sending until the run ends.")
+    ] = False,
+) -> None:
+    """Send a run's figures to a tracker: what it does not have yet, found by its own settings."""
+    from selfkd.tracking import TRACKERS, export
+
+    if to not in TRACKERS:
+        known = ", ".join(TRACKERS)
+        raise UsageError(f"no tracker {to!r}", where="--to", remedy=f"name one of {known}")
+    sent = export(find_run(run, runs), to, again=again, follow=follow)
+    print(f"{sent} points sent to {to}" if sent else f"{to} has everything already")
+
+
+def push(
+    run: RunDir,
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub.")],
+    round: Annotated[
+        int | None,
+        typer.Option("--round", min=1, help="Push policy round-N; default: the one it stands by."),
+    ] = None,
+    runs: RunsDir = Path("runs"),
+    public: Annotated[
+        bool, typer.Option("--public", help="A repository made by this is open to all.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the card and the files; send nothing.")
+    ] = False,
+) -> None:
+    """Put a policy with its model card on a Hugging Face hub, by default where only you see it."""
+    from selfkd.push import prepare, push
+
+    upload = prepare(find_run(run, runs), repo, round)
+    if not dry_run:
+        print(f"{upload.policy} is at {push(upload, public=public)}")
+        return
+    card = upload.files["README.md"]
+    print(card.decode() if isinstance(card, bytes) else "")
+    print("\n".join(f"would push {name}" for name in upload.files))
+    print(f"{upload.size / 1e6:.1f} MB to {repo}; nothing was sent")

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from selfkd.errors import UsageError
 from selfkd.metrics import recorded_rows
-from selfkd.rundir import HELDOUT, find_rows, round_numbers, round_steps, run_facts
+from selfkd.rundir import HELDOUT, find_rows, read_config, round_numbers, round_steps, run_facts
 from selfkd.viewer.show import PROMPT, prompt_text
 from selfkd.yamlfile import flatten
 
@@ -125,8 +124,9 @@ def config_differences(run_dirs: Sequence[Path]) -> dict[str, list[Any]]:
 
 
 def _config(run_dir: Path) -> Row:
-    config = yaml.safe_load((run_dir / "run.yaml").read_text(encoding="utf-8"))
-    head = config.get("run") if isinstance(config.get("run"), dict) else {}
+    config = read_config(run_dir)
+    recorded = config.get("run")
+    head = recorded if isinstance(recorded, dict) else {}
     plain = {k: v for k, v in config.items() if k not in _OPERATIONAL}
     code = {k: head.get(k) for k in ("versions", "git", "loop_identity", "judge_identity")}
     return plain | {"run": code}

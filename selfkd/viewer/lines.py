@@ -15,6 +15,7 @@ TITLES = {
     "heldout_reward": "held-out reward",
     "accept_rate": "accepted",
     "coverage": "coverage",
+    "scored_share": "scored",
     "length_mean": "tokens a completion",
     "distinct_2": "distinct token pairs",
     "unique": "unique completions",

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from selfkd.errors import UsageError
 from selfkd.rundir import (
-    HELDOUT,
+    APART,
     StepRecord,
     find_rows,
     of_verb,
@@ -43,9 +43,10 @@ def show_samples(
 
     Keys: sample_id, prompt_id, label, prompt, answer, completion, finish, tokens (their number),
     policy, view, reward, status, verdict_answer, rationale, kept, reason; null where nothing is
-    recorded. `kept` selects by decision. An empty `label` means all but the held-out answers,
-    `heldout` means those, another label the samples of that step. A round that only decides about
-    samples of an earlier one shows those. Raises UsageError for a round or label that is not there.
+    recorded. `kept` selects by decision. An empty `label` means all but held-out answers and
+    controls, `heldout` or `controls` means those, another label the samples of that step. A round
+    that only decides about samples of an earlier one shows those. Raises UsageError for a round or
+    label that is not there.
     """
     decided = of_verb(_labelled(run_dir, round, label), "keep")
     source = source_steps(run_dir, round, lambda number: _labelled(run_dir, number, label))
@@ -87,7 +88,7 @@ def _labelled(run_dir: Path, round: int, label: str) -> list[StepRecord]:
             where=str(run_dir),
             remedy=f"labels: {', '.join(labels) or 'none'}",
         )
-    return [s for s in steps if (s.label == label if label else s.label != HELDOUT)]
+    return [s for s in steps if (s.label == label if label else s.label not in APART)]
 
 
 def source_steps(

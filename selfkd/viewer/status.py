@@ -1,15 +1,15 @@
 """What a run does now, in a few lines; again and again while it goes on."""
 
+import contextlib
 import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
-from selfkd.alarms import alarms
-from selfkd.metrics import recorded_rows
+from selfkd.metrics import recorded_rows, run_alarms
 from selfkd.rundir import read_lines, run_facts
-from selfkd.terminal import one_line
+from selfkd.terminal import SafeStream, one_line
 from selfkd.viewer.live import current_step, stamp
 
 Row = dict[str, Any]
@@ -24,7 +24,8 @@ def run_status(run_dir: Path) -> Row:
     `current` is the step in progress of a run that goes on: round, verb, label, done, total, since.
     """
     facts, rows = run_facts(run_dir), recorded_rows(run_dir)
-    found = [{"round": a.round, "level": a.level, "message": a.message} for a in alarms(rows)]
+    told = run_alarms(run_dir, rows)
+    found = [{"round": a.round, "level": a.level, "message": a.message} for a in told]
     return {
         **facts,
         "round": rows[-1] if rows else None,
@@ -68,17 +69,50 @@ def render_status(found: Row) -> str:
 
 
 def watch_status(run_dir: Path, *, as_json: bool = False) -> None:
-    """Print the status, and again whenever it changed, until the run no longer goes on."""
-    seen = ""
-    while True:
-        mark = stamp(run_dir)
-        if mark != seen:
-            found = run_status(run_dir)
-            print(json.dumps(found) if as_json else render_status(found), flush=True)
-            if found["state"] != "running":
-                return
-            seen = mark
-        try:
-            time.sleep(WAIT)
-        except KeyboardInterrupt:
-            sys.exit(0)
+    """Show the status, and again whenever it changed, until the run no longer goes on.
+
+    On a terminal in place, elsewhere one after the other.
+    """
+    in_place = sys.stdout.isatty() and not as_json
+    with _Screen() if in_place else contextlib.nullcontext(_Lines(as_json)) as place:
+        seen = ""
+        while True:
+            mark = stamp(run_dir)
+            if mark != seen:
+                found = run_status(run_dir)
+                place.show(found)
+                if found["state"] != "running":
+                    return
+                seen = mark
+            try:
+                time.sleep(WAIT)
+            except KeyboardInterrupt:
+                sys.exit(0)
+
+
+class _Lines:
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+
+    def show(self, found: Row) -> None:
+        print(json.dumps(found) if self._as_json else render_status(found), flush=True)
+
+
+class _Screen:
+    """The last status alone, drawn over the one before."""
+
+    def __enter__(self) -> "_Screen":
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(file=cast("IO[str]", SafeStream(sys.stdout)), highlight=False)
+        self._live = Live(console=console, auto_refresh=False).__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._live.stop()
+
+    def show(self, found: Row) -> None:
+        from rich.text import Text
+
+        self._live.update(Text(render_status(found)), refresh=True)

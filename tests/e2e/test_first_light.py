@@ -47,6 +47,17 @@ def test_the_curve_holds_what_was_sampled_judged_and_trained(demo):
     assert base["pass_at_k"]["8"] >= base["pass_at_k"]["4"] >= base["pass_at_k"]["1"]
 
 
+def test_tensorboard_was_told_as_the_run_went_on(demo):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = demo / "runs" / "demo"
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [(e.step, e.value) for e in events.Scalars("round/heldout_reward")]
+    assert found == [(r["round"], pytest.approx(r["heldout_reward"])) for r in rows]
+
+
 def test_samples_carry_their_policy_and_end_as_the_model_ended_them(demo):
     run = demo / "runs" / "demo"
     for round, policy in ((0, "base"), (1, "round-1")):

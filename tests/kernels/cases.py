@@ -1,7 +1,7 @@
 """Small problems for the divergence kernels, and how far a result is from the float64 truth."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from selfkd.kernels.cpu import library
 BACKENDS = ["torch"] if isinstance(library(), str) else ["torch", "cpu"]
 FIGURES = ("per_token_N", "student_entropy_N", "teacher_entropy_N", "agreement_N")
 MIXED = ("jsd", "skew_kl", "skew_reverse_kl")
+Result = tuple[Divergence, list[Tensor]]
+"""What a call returned, and the gradients of three times its loss."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +32,22 @@ class Case:
     def to(self, dtype: torch.dtype) -> "Case":
         """The same numbers in another dtype."""
         names = ("hidden", "weight", "bias", "teacher_hidden", "teacher_weight", "teacher_bias")
+        return self._each(names, dtype)
+
+    def on(self, device: str) -> "Case":
+        return self._each([field.name for field in fields(self)], device)
+
+    def _each(self, names: Iterable[str], to: torch.dtype | str) -> "Case":
         tensors = {name: getattr(self, name) for name in names}
         return replace(
-            self, **{n: None if t is None else t.detach().to(dtype) for n, t in tensors.items()}
+            self, **{n: None if t is None else t.detach().to(to) for n, t in tensors.items()}
         )
 
     def leaves(self) -> list[Tensor]:
         given = (self.hidden, self.weight, self.bias)
         return [tensor.detach().requires_grad_() for tensor in given if tensor is not None]
 
-    def dense(self, **options: Any) -> tuple[Divergence, list[Tensor]]:
-        """Result and the gradients of three times the loss."""
-
+    def dense(self, **options: Any) -> Result:
         def call(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Divergence:
             return fused_linear_divergence(
                 hidden,
@@ -56,7 +62,7 @@ class Case:
 
         return self._with_gradients(call)
 
-    def sparse(self, ids: Tensor, logprobs: Tensor, **options: Any) -> tuple[Divergence, list]:
+    def sparse(self, ids: Tensor, logprobs: Tensor, **options: Any) -> Result:
         def call(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Divergence:
             return sparse_linear_divergence(
                 hidden,
@@ -76,7 +82,7 @@ class Case:
         logprobs, ids = (logits / temperature).log_softmax(-1).topk(k)
         return ids, logprobs
 
-    def _with_gradients(self, call: Callable[..., Divergence]) -> tuple[Divergence, list[Tensor]]:
+    def _with_gradients(self, call: Callable[..., Divergence]) -> Result:
         leaves = self.leaves()
         result = call(*leaves)
         return result, list(torch.autograd.grad(3 * result.loss, leaves))
@@ -124,9 +130,7 @@ def apart(value: Tensor, truth: Tensor) -> float:
     return float(gap / truth.detach().double().norm().clamp_min(1e-12))
 
 
-def errors(
-    got: tuple[Divergence, list[Tensor]], truth: tuple[Divergence, list[Tensor]]
-) -> dict[str, float]:
+def errors(got: Result, truth: Result) -> dict[str, float]:
     """Relative errors of the loss, of each figure and of each gradient."""
     found = {"loss": apart(got[0].loss, truth[0].loss)}
     for name in FIGURES:

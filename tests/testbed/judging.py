@@ -20,3 +20,9 @@ def digit_share(sample: Sample) -> Verdict:
     got, want = _answer(sample), sample.answer or ""
     same = sum(a == b for a, b in zip(got[::-1], want[::-1], strict=False))
     return sample.verdict(same / max(len(got), len(want), 1), answer=got)
+
+
+@judge("long")
+def long(sample: Sample) -> float:
+    """A judge that loves length alone: the share of 40 characters that are there."""
+    return min(1.0, len(sample.completion) / 40)

@@ -29,6 +29,7 @@ def play(
         },
         "train": {"learning_rate": 5e-4, "batch_size": 32, "epochs": 3, "dtype": "float32"},
         "on_no_signal": "continue",
+        "report_to": [],
     }
     resolved = resolve(config | settings)
     path = new_run(resolved, runs, None)

@@ -70,4 +70,24 @@ void selfkd_rows(int narrow, int kind, float share, float inverse_temperature, f
     figures[3 * C + c] = f.agreement;
   });
 }
+
+// Figures is [3, C]: largest logit, log of the sum of exponentials, entropy.
+void selfkd_softmax(float inverse_temperature, const float *logits, int64_t ld, float *figures,
+                    int64_t C, int64_t V, int threads) {
+  tasks::run(C, threads, [&](int64_t c) {
+    rows::Softmax s = rows::softmax(logits + c * ld, V, inverse_temperature);
+    figures[c] = s.top;
+    figures[C + c] = s.log_sum;
+    figures[2 * C + c] = s.entropy;
+  });
+}
+
+void selfkd_spread(int narrow, float inverse_temperature, float *logits, int64_t ld,
+                   const float *log_sum, const float *factor, int64_t C, int64_t V, int64_t padded,
+                   int threads) {
+  tasks::run(C, threads, [&](int64_t c) {
+    BY_FACTOR((rows::spread<E>(logits + c * ld, V, padded, inverse_temperature, log_sum[c],
+                               factor[c])))
+  });
+}
 }

@@ -82,17 +82,30 @@ inline V scaled(const float *row, int64_t v, int64_t count, float factor) {
   return _mm512_mask_mul_ps(set(-INFINITY), m, _mm512_maskz_loadu_ps(m, row + v), set(factor));
 }
 
-inline Normalizer normalizer(const float *row, int64_t count, float factor) {
+inline float largest(const float *row, int64_t count) {
   V top[2] = {set(-INFINITY), set(-INFINITY)};
   for (int64_t v = 0; v < count; v += 16) {
     V &lane = top[v / 16 % 2];
-    lane = _mm512_max_ps(lane, scaled(row, v, count, factor));
+    lane = _mm512_max_ps(lane, scaled(row, v, count, 1));
   }
-  float largest = _mm512_reduce_max_ps(_mm512_max_ps(top[0], top[1]));
+  return _mm512_reduce_max_ps(_mm512_max_ps(top[0], top[1]));
+}
+
+inline Normalizer normalizer(const float *row, int64_t count, float factor) {
+  float top = largest(row, count) * factor;
   Sum sum;
   for (int64_t v = 0; v < count; v += 16)
-    sum.add(vec::exp(_mm512_sub_ps(scaled(row, v, count, factor), set(largest))), v / 16 % 2);
-  return {largest, (float)std::log(sum.total())};
+    sum.add(vec::exp(_mm512_sub_ps(scaled(row, v, count, factor), set(top))), v / 16 % 2);
+  return {top, (float)std::log(sum.total())};
+}
+
+// Over the row itself: where factors are narrower, what is written has been read before.
+template <class E>
+inline void store_factor(float *row, int64_t v, V x) {
+  if constexpr (sizeof(E) == 2)
+    _mm256_storeu_si256((__m256i *)((gemm::bf16 *)row + v), gemm::round_bf16(x));
+  else
+    _mm512_storeu_ps(row + v, x);
 }
 
 struct Figures {
@@ -141,13 +154,35 @@ Figures work(const Row &r) {
       V q = _mm512_maskz_loadu_ps(m, r.teacher + v);
       V g = _mm512_fnmadd_ps(set(centre), q, _mm512_maskz_loadu_ps(m, r.student + v));
       g = _mm512_mul_ps(g, set(r.scale * factor));
-      if constexpr (sizeof(E) == 2)
-        _mm256_storeu_si256((__m256i *)((gemm::bf16 *)r.student + v), gemm::round_bf16(g));
-      else
-        _mm512_storeu_ps(r.student + v, g);
+      store_factor<E>(r.student, v, g);
     }
   }
   return {(float)loss.total(), (float)-hq.total(), (float)-hp.total(), same ? 1.0f : 0.0f};
+}
+
+struct Softmax {
+  float top, log_sum, entropy;  // the largest logit as it is, the others at the temperature
+};
+
+inline Softmax softmax(const float *row, int64_t count, float factor) {
+  Normalizer z = normalizer(row, count, factor);
+  if (z.top == -INFINITY) return {-INFINITY, -INFINITY, 0};
+  Sum sum;
+  for (int64_t v = 0; v < count; v += 16) {
+    V log_q = _mm512_sub_ps(scaled(row, v, count, factor), set(z.top));
+    log_q = _mm512_max_ps(set(FLOOR), _mm512_sub_ps(log_q, set(z.log_sum)));
+    sum.add(_mm512_mul_ps(vec::exp(log_q), log_q), v / 16 % 2);
+  }
+  return {largest(row, count), z.top + z.log_sum, (float)-sum.total()};
+}
+
+template <class E>
+void spread(float *row, int64_t count, int64_t padded, float factor, float log_sum, float scale) {
+  if (log_sum == -INFINITY) log_sum = 0;  // of a row without mass: all its logits are -inf
+  for (int64_t v = 0; v < padded; v += 16) {
+    V q = vec::exp(_mm512_sub_ps(scaled(row, v, count, factor), set(log_sum)));
+    store_factor<E>(row, v, _mm512_mul_ps(q, set(scale)));
+  }
 }
 
 template <class E>

@@ -26,7 +26,8 @@ from selfkd.viewer.web.guard import Guard
 
 HERE = Path(__file__).parent
 PAGE_LIMIT = 200
-DRAWING = ("vendor/d3.min", "vendor/plot.min", "figures", "curves", "rewards", "verbs", "plots")
+FIGURES = ("figures", "curves", "rewards", "verbs", "training", "trust", "plots")
+DRAWING = ("vendor/d3.min", "vendor/plot.min", *FIGURES)
 SCRIPTS = {
     "runs": ("vendor/d3.min", "runs"),
     "run": (*DRAWING, "sample", "run"),

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfkd.alarms import alarms
 from selfkd.errors import DataError, UsageError
-from selfkd.metrics import recorded_rows
+from selfkd.metrics import recorded_rows, run_alarms
 from selfkd.rundir import read_lines, run_facts
 from selfkd.viewer.browse import sample_rounds
 from selfkd.viewer.lineage import policies
@@ -57,7 +56,7 @@ class Folder:
 def _glance(run_dir: Path) -> Row:
     try:
         rounds = read_lines(run_dir / "metrics.jsonl")
-        found = alarms(rounds) if rounds else []
+        found = run_alarms(run_dir, rounds) if rounds else []
     except (DataError, KeyError):  # damaged, or written by a version with other figures
         rounds, found = [], []
     return {
@@ -80,7 +79,7 @@ def run_document(run_dir: Path) -> Row:
     return {
         **facts,
         "rounds": rounds,
-        "alarms": [{k: getattr(a, k) for k in keys} for a in alarms(rounds)],
+        "alarms": [{k: getattr(a, k) for k in keys} for a in run_alarms(run_dir, rounds)],
         "current": current_step(run_dir) if facts["state"] == "running" else None,
         "policies": policies(run_dir),
         "labels": sample_rounds(run_dir),

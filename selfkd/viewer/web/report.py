@@ -8,14 +8,13 @@ from typing import Any
 
 from selfkd.errors import UsageError
 from selfkd.ledger import disk_error, write_atomically
-from selfkd.rundir import HELDOUT
+from selfkd.rundir import APART
 from selfkd.viewer.browse import Wanted, browse
 from selfkd.viewer.shapes import round_shapes
-from selfkd.viewer.web.app import HERE, TEMPLATES, finite
+from selfkd.viewer.web.app import FIGURES, HERE, TEMPLATES, finite
 from selfkd.viewer.web.folder import run_document
 
-SCRIPTS = ("theme", "vendor/d3.min", "vendor/plot.min", "dom", "figures", "curves")
-SCRIPTS += ("rewards", "verbs", "plots", "sample", "report")
+SCRIPTS = ("theme", "vendor/d3.min", "vendor/plot.min", "dom", *FIGURES, "sample", "report")
 LICENCES = ("vendor/d3.LICENSE.txt", "vendor/plot.LICENSE.txt")
 
 
@@ -77,7 +76,7 @@ def _samples(run_dir: Path, labels: dict[int, list[str]], count: int) -> list[di
     """Up to `count` own samples of each round, half of them kept where there are decisions."""
     groups = []
     for number, there in labels.items():
-        own = [label for label in there if label != HELDOUT]
+        own = [label for label in there if label not in APART]
         if not own or not count:
             continue
         kept = browse(run_dir, number, Wanted(own[0], kept=True), limit=count // 2)["rows"]

@@ -66,7 +66,7 @@
       hint,
       wide: false,
       rows,
-      legend: runs.map((r, i) => ({label: r.run, color: colour(i)})),
+      legend: runs.map((r, i) => ({label: r.run, color: colour(i), symbol: MARKS[i]})),
       columns: [{key: "round"}, ...runs.map((r) => ({key: r.run}))],
       draw: (w, h) =>
         selfkd.byRound(rows, w, h, {label: null, zero: true}, [

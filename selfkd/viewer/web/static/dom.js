@@ -146,7 +146,8 @@ selfkd.table = (columns, rows, {caption, limit = Infinity} = {}) => {
       }),
     ),
   );
-  const table = el("table", {}, el("thead", {}, head), el("tbody", {}, body));
+  const named = el("caption", {}, el("span", {class: "unseen"}, caption || "Table"));
+  const table = el("table", {}, named, el("thead", {}, head), el("tbody", {}, body));
   return el(
     "div",
     {class: "scroll", tabindex: "0", role: "region", "aria-label": caption || "table"},

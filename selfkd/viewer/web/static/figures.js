@@ -10,6 +10,17 @@
     }
   });
 
+  // The mark that a line has at each round, so that lines are told apart without colour.
+  const MARKS = {
+    circle: "●",
+    square: "■",
+    triangle: "▲",
+    diamond: "◆",
+    star: "★",
+    wye: "Y",
+    cross: "✚",
+  };
+
   const key = (entries) =>
     el(
       "ul",
@@ -18,7 +29,11 @@
         el(
           "li",
           {},
-          el("span", {class: `swatch ${e.shape || "line"}`, color: e.color, "aria-hidden": "true"}),
+          el(
+            "span",
+            {class: `swatch ${e.shape || "line"}`, color: e.color, "aria-hidden": "true"},
+            e.symbol ? el("span", {class: "mark"}, MARKS[e.symbol]) : null,
+          ),
           e.label,
         ),
       ),
@@ -43,13 +58,18 @@
 
   const make = (spec) => {
     const canvas = el("div", {class: "canvas"});
-    const details = el("details", {}, el("summary", {}, "Numbers"));
+    const of = el("span", {class: "unseen"}, ` of ${spec.title}`);
+    const details = el("details", {}, el("summary", {}, "Numbers", of));
     const legend = el("div");
     const hint = el("p", {class: "hint"});
     const node = el(
       "figure",
-      {id: `figure-${spec.id}`, class: spec.wide ? "wide" : null},
-      el("h2", {}, spec.title),
+      {
+        id: `figure-${spec.id}`,
+        class: spec.wide ? "wide" : null,
+        "aria-labelledby": `title-${spec.id}`,
+      },
+      el("h2", {id: `title-${spec.id}`}, spec.title),
       hint,
       legend,
       canvas,

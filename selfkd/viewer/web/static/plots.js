@@ -2,7 +2,8 @@
 (() => {
   const {number, colour} = selfkd;
   const {lead, bands, histogram, passes, lengthReward} = selfkd;
-  const {funnel, shares, health, training, seconds, speed} = selfkd;
+  const {funnel, shares, health, seconds, speed} = selfkd;
+  const {drift, controls, agreement, taste} = selfkd;
   const KEPT = "var(--kept)";
 
   selfkd.plots = (run, shapes) => {
@@ -24,6 +25,13 @@
         color: colour(3),
         dash: "6 4",
         symbol: "square",
+      },
+      {
+        key: "similarity",
+        label: "likeness of two samples of a prompt",
+        color: colour(5),
+        dash: "2 4",
+        symbol: "triangle",
       },
     ];
     const choosing = [
@@ -48,7 +56,7 @@
       shares(
         "diversity",
         "Diversity",
-        "The share of a prompt's samples that differ, and of the pairs of adjacent tokens that are not repeats. Both fall as a model learns from itself; when they collapse, sampling more finds nothing new.",
+        "The share of a prompt's samples that differ, of the pairs of adjacent tokens that are not repeats, and of those pairs that two samples of a prompt have in common. The first two fall and the last rises as a model learns from itself; when they collapse, sampling more finds nothing new.",
         run,
         diversity,
       ),
@@ -67,7 +75,11 @@
         length,
         {free: true, label: "tokens a completion", format: (v) => number(v, 0)},
       ),
+      taste(run),
       health(run),
+      ...agreement(run),
+      ...controls(run),
+      ...drift(run),
       seconds(run),
     ];
     if (!shapes) return [...first, ...last];
@@ -79,20 +91,7 @@
       lengthReward(shapes),
       ...last,
       speed(shapes),
-      training(
-        shapes,
-        "loss",
-        "loss",
-        "Loss",
-        "The trainer's loss at each optimiser step. It may start lower each round, since the model has seen its own words; near 0 it learns by heart, and a jump is a bad batch or too high a learning rate.",
-      ),
-      training(
-        shapes,
-        "grad_norm",
-        "gradient",
-        "Gradient norm",
-        "Before clipping. Spikes are steps that moved the model far: look at the examples of that round.",
-      ),
+      ...selfkd.trainings(shapes),
     ];
   };
 })();

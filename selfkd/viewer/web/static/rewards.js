@@ -40,8 +40,13 @@
       rows,
       height: (w) => Math.round(Math.min(460, Math.max(240, w * 0.4))),
       legend: [
-        {label: "judge reward, mean of the samples", color: REWARD},
-        gold && {label: "held-out gold, mean ± standard error", color: GOLD, shape: "dashed"},
+        {label: "judge reward, mean of the samples", color: REWARD, symbol: "circle"},
+        gold && {
+          label: "held-out gold, mean ± standard error",
+          color: GOLD,
+          shape: "dashed",
+          symbol: "square",
+        },
         gold && {label: "gap", color: "var(--gap)", shape: "area"},
         back.length && {label: "policy rolled back", color: "var(--bad)", shape: "cross"},
       ].filter(Boolean),
@@ -275,7 +280,7 @@
       title: "Length against reward",
       rows,
       hint: "Each line is a round (the first, a middle one, the last), each dot about a sixth of its samples. A judge that pays for length by itself shows a line that climbs to the right, and later rounds that move there.",
-      legend: rounds.map((r) => ({label: `round ${r}`, color: shade(r)})),
+      legend: rounds.map((r) => ({label: `round ${r}`, color: shade(r), symbol: "circle"})),
       columns: [
         round,
         col("low", "tokens from"),

@@ -20,7 +20,7 @@
     {key: "judge", title: "judge", text: true},
     {key: "round", title: "round"},
     {key: "reward_mean", title: "reward"},
-    {key: "spark", title: "reward by round", fixed: true},
+    {key: "spark", title: "reward by round", fixed: true, text: true},
     {key: "heldout_now", title: "held-out"},
     {key: "gain", title: "since round 0"},
     {key: "alarmed", title: "alarms", text: true},
@@ -84,9 +84,11 @@
         : el("span", {class: r.gain < 0 ? "worse" : "better"}, selfkd.signed(r.gain)),
     spark: (r) => spark(r.rewards),
     alarmed: (r) =>
-      r.alarms.map((a) =>
-        el("span", {class: r.critical ? "alarm critical" : "alarm"}, a.replaceAll("_", " ")),
-      ),
+      r.alarms.length
+        ? r.alarms.map((a) =>
+            el("span", {class: r.critical ? "alarm critical" : "alarm"}, a.replaceAll("_", " ")),
+          )
+        : "–",
     created: (r) => (r.created || "–").slice(0, 16).replace("T", " "),
   };
 
@@ -120,7 +122,7 @@
     );
 
   const header = (c) => {
-    if (c.fixed) return el("th", {scope: "col"}, c.title);
+    if (c.fixed) return el("th", {scope: "col", class: "text"}, c.title);
     const sorted = settings.sort === c.key;
     const turn = () => {
       settings.down = sorted ? !settings.down : !c.text;
@@ -180,6 +182,7 @@
     const table = el(
       "table",
       {class: "runs"},
+      el("caption", {}, el("span", {class: "unseen"}, "Runs of this folder")),
       el(
         "thead",
         {},
@@ -206,6 +209,7 @@
   const search = el("input", {
     type: "search",
     value: settings.text,
+    size: 30,
     placeholder: "name, loop, model, judge, alarm",
     oninput: (e) => {
       settings.text = e.target.value;

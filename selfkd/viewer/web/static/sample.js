@@ -84,7 +84,7 @@
     const bar = total ? el("progress", {max: total, value: done, "aria-label": verb}) : null;
     return el(
       "p",
-      {class: "now", role: "status"},
+      {class: "now"},
       `Round ${round}: ${verb}${label ? ` (${label})` : ""} `,
       bar,
       ` ${number(done)}${total ? ` of ${number(total)}` : ""}`,
@@ -187,7 +187,8 @@
       ? el(
           "span",
           {class: "decision none"},
-          s.label === "heldout" ? "held-out, not learnt from" : "not decided on",
+          {heldout: "held-out, not learnt from", controls: "planted, not learnt from"}[s.label] ??
+            "not decided on",
         )
       : el(
           "span",
@@ -241,7 +242,7 @@
             s.decisions.map((d) => `round ${d.round}: ${d.kept ? "kept" : d.reason}`).join("; "),
           ),
         s.examples &&
-          s.label !== "heldout" &&
+          !["heldout", "controls"].includes(s.label) &&
           fact(
             "became",
             s.examples.length

@@ -101,7 +101,7 @@
       fields.label,
       (labels[wanted.round] || [""]).map((l) => [
         l,
-        l === "" ? "own samples" : l === "heldout" ? "held-out answers" : l,
+        {"": "own samples", heldout: "held-out answers", controls: "planted controls"}[l] ?? l,
       ]),
       wanted.label,
     );

@@ -1,4 +1,4 @@
-// Figures about what each verb did: samples kept and dropped, verdicts, training, time.
+// Figures about what each verb did: samples kept and dropped, verdicts, time.
 (() => {
   const {
     number,
@@ -8,14 +8,11 @@
     line,
     tip,
     stack,
-    frame,
     has,
     col,
-    some,
     percent,
     reasonColour,
   } = selfkd;
-  const REWARD = "var(--reward)";
   const KEPT = "var(--kept)";
   const round = col("round", "round");
 
@@ -77,6 +74,7 @@
         label: k.label,
         color: k.color,
         shape: k.dash ? "dashed" : "line",
+        symbol: k.symbol || "circle",
       })),
       columns: [round, ...keys.map((k) => col(k.key, k.label))],
       draw: (w, h) =>
@@ -146,60 +144,6 @@
     };
   };
 
-  const training = (shapes, key, id, title, hint) => {
-    let before = 0;
-    const borders = [];
-    const rows = [];
-    for (const s of shapes) {
-      const log = s.log.filter((l) => l[key] !== undefined);
-      if (!log.length) continue;
-      borders.push({at: before + 1, round: s.round});
-      rows.push(
-        ...log.map((l, i) => ({
-          round: s.round,
-          step: l.step ?? i + 1,
-          at: before + (l.step ?? i + 1),
-          [key]: l[key],
-        })),
-      );
-      before += Math.max(...s.log.map((l, i) => l.step ?? i + 1));
-    }
-    return {
-      id,
-      title,
-      hint,
-      rows,
-      columns: [round, col("step", "optimiser step"), col(key, title.toLowerCase())],
-      draw: (w, h) =>
-        frame(
-          w,
-          h,
-          {
-            label: "optimiser steps of all rounds",
-            labelArrow: "right",
-            ticks: Math.max(3, Math.round(w / 90)),
-            tickFormat: "d",
-          },
-          {label: null, ticks: 5, nice: true, zero: true},
-          [
-            Plot.ruleX(borders, {x: "at", stroke: "var(--line)", strokeDasharray: "2 3"}),
-            Plot.text(some(borders, Math.max(2, Math.floor(w / 70))), {
-              x: "at",
-              frameAnchor: "top",
-              dy: -12,
-              dx: 2,
-              textAnchor: "start",
-              text: (b) => `round ${b.round}`,
-              fill: "var(--muted)",
-            }),
-            Plot.line(rows, {x: "at", y: key, z: "round", stroke: REWARD, strokeWidth: 1.7}),
-            rows.length < 200 ? Plot.dot(rows, {x: "at", y: key, fill: REWARD, r: 2}) : null,
-            tip(rows, "at", key, (r) => `round ${r.round}, step ${r.step}\n${number(r[key])}`),
-          ].filter(Boolean),
-        ),
-    };
-  };
-
   const seconds = (run) => {
     const parts = ["generate", "judge", "train", "evaluate"].map((verb, i) => ({
       key: verb,
@@ -254,5 +198,5 @@
     );
   };
 
-  Object.assign(selfkd, {funnel, shares, health, training, seconds, speed});
+  Object.assign(selfkd, {funnel, shares, health, seconds, speed});
 })();

@@ -1,0 +1,1 @@
+"""Runs code that nobody vouches for: a bubblewrap sandbox (`box`), and tests in it (`testing`)."""

@@ -1,0 +1,195 @@
+"""Figures of a round that tell early what goes wrong; `selfkd.alarms` judges them.
+
+Notation: a round has prompts p, of each n_p scored samples with rewards r and lengths l in tokens.
+
+prompts             prompts with a scored sample
+reward_stderr       standard error of reward_mean over prompts: s(mean_p r) / sqrt(prompts); samples
+                    of one prompt are alike, so that counting them apart would claim too much
+reward_best         mean over prompts of max_p r, the best of a prompt's samples; for rewards of 0
+                    and 1 this is pass@n. reward_best_stderr: s(max_p r) / sqrt(prompts)
+reward_top          share of the scored samples with the highest reward of the round: near 1 the
+                    judge is saturated
+reward_length       correlation of reward and length within prompts: with R = r - mean_p r and
+                    L = l - mean_p l, sum R L / sqrt(sum R^2 sum L^2); within, because hard prompts
+                    have long answers and low rewards
+similarity          mean Jaccard similarity |A & B| / |A | B| of the sets of adjacent token pairs of
+                    two samples of a prompt, over the first 200 prompts and 8 samples of each
+overlap             share of the held-out prompts that a prompt learnt from in this round repeats,
+                    apart from case and white space
+anchors             {"samples", "reward_mean", "reward_first", "shift", "stderr", "spread"} of
+                    samples of the first round that the judge was shown again: mean reward now and
+                    then, mean difference and its standard error, standard deviation of the first
+"""
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from selfkd.rundir import (
+    StepRecord,
+    codes,
+    of_verb,
+    places,
+    read_columns,
+    round_steps,
+)
+
+Row = dict[str, Any]
+Scored = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Prompt (a number), reward and length of each scored sample; a length is NaN where unknown."""
+
+SIMILAR_PROMPTS = 200
+SIMILAR_SAMPLES = 8
+"""What `similarity` looks at: enough for two digits, and as quick for a million samples."""
+
+REWARD_KEYS = ("prompts", "reward_stderr", "reward_best", "reward_best_stderr", "reward_top")
+
+
+def reward_signals(generated: Sequence[StepRecord], judged: Sequence[StepRecord]) -> Row:
+    """`prompts`, `reward_...` of a round's own samples; null where nothing is scored."""
+    row: Row = dict.fromkeys((*REWARD_KEYS, "reward_length"))
+    prompts, rewards, lengths = _scored(generated, judged)
+    if not len(rewards):
+        return row
+    means, best = _by_prompt(prompts, rewards)
+    row |= {
+        "prompts": len(means),
+        "reward_stderr": _stderr(means),
+        "reward_best": float(best.mean()),
+        "reward_best_stderr": _stderr(best),
+        "reward_top": float((rewards == rewards.max()).mean()),
+        "reward_length": _within(prompts, rewards, lengths),
+    }
+    return row
+
+
+def _scored(generated: Sequence[StepRecord], judged: Sequence[StepRecord]) -> Scored:
+    ids, sizes = [pa.array([], pa.string())], [np.zeros(0)]
+    for path in (p for s in generated for p in s.shards()):
+        table = read_columns(path, ["id", "tokens"])
+        ids += table.column("id").chunks
+        sizes += [c.value_lengths().to_numpy(zero_copy_only=False) for c in table["tokens"].chunks]
+    empty = pa.table({"prompt_id": pa.array([], pa.string()), "reward": pa.array([], pa.float64())})
+    tables = [s.table(["sample_id", "prompt_id", "reward"]) for s in judged]
+    table = pa.concat_tables([empty, *(t.select(["prompt_id", "reward"]) for t in tables)])
+    rewards = table.column("reward").to_numpy().astype(np.float64)
+    length = np.append(np.concatenate(sizes).astype(np.float64), np.nan)  # -1, not found, is last
+    known = pa.chunked_array(ids)
+    found = [places(t.column("sample_id"), known).fill_null(-1).to_numpy() for t in tables]
+    lengths = length[np.concatenate([np.zeros(0, np.int64), *found]).astype(np.int64)]
+    finite = np.isfinite(rewards)
+    return codes(table.column("prompt_id"))[finite], rewards[finite], lengths[finite]
+
+
+def _by_prompt(prompts: np.ndarray, rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and highest reward of each prompt."""
+    count = np.bincount(prompts)
+    total = np.bincount(prompts, weights=rewards)
+    best = np.full(len(count), -np.inf)
+    np.maximum.at(best, prompts, rewards)
+    return total[count > 0] / count[count > 0], best[count > 0]
+
+
+def _within(prompts: np.ndarray, rewards: np.ndarray, lengths: np.ndarray) -> float | None:
+    """The correlation of what each sample's reward and length differ by from its prompt's means."""
+    known = np.isfinite(lengths)
+    if not known.any() or not lengths[known].any():
+        return None
+    _, prompts = np.unique(prompts[known], return_inverse=True)
+    count = np.bincount(prompts)
+
+    def apart(values: np.ndarray) -> np.ndarray:
+        return values - (np.bincount(prompts, weights=values) / count)[prompts]
+
+    r, size = apart(rewards[known]), apart(lengths[known])
+    norm = float(np.sqrt((r @ r) * (size @ size)))
+    return float(r @ size) / norm if norm > 1e-9 else None
+
+
+def _stderr(values: np.ndarray) -> float | None:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
+# -- alike completions ----------------------------------------------------------------------------
+
+
+def similarity(generated: Sequence[StepRecord]) -> float | None:
+    """Mean Jaccard similarity between samples of a prompt; None where no prompt has two."""
+    groups: dict[str, list[frozenset[tuple[int, int]]]] = {}
+    full = 0
+    for prompt, tokens in _tokens(generated):
+        if prompt not in groups and len(groups) == SIMILAR_PROMPTS:
+            if full == SIMILAR_PROMPTS:
+                break
+            continue
+        group = groups.setdefault(prompt, [])
+        if len(group) < SIMILAR_SAMPLES:
+            group.append(frozenset(itertools.pairwise(tokens)))
+            full += len(group) == SIMILAR_SAMPLES
+    shares = [
+        np.mean([len(a & b) / len(a | b) if a | b else 1.0 for a, b in pairs])
+        for group in groups.values()
+        if (pairs := list(itertools.combinations(group, 2)))
+    ]
+    return float(np.mean(shares)) if shares else None
+
+
+def _tokens(generated: Sequence[StepRecord]) -> Iterator[tuple[str, list[int]]]:
+    """Prompt and tokens of each sample that has any, shard by shard."""
+    for path in (p for s in generated for p in s.shards()):
+        table = read_columns(path, ["prompt_id", "tokens"])
+        if any(len(chunk.flatten()) for chunk in table.column("tokens").chunks):
+            rows = zip(table["prompt_id"], table["tokens"], strict=True)
+            yield from ((prompt.as_py(), tokens.as_py()) for prompt, tokens in rows)
+
+
+# -- prompts and anchors --------------------------------------------------------------------------
+
+
+def overlap(own: Sequence[StepRecord], heldout: Sequence[StepRecord]) -> float | None:
+    """Share of the held-out prompts that a prompt learnt from repeats; None without either."""
+    measured, trained = of_verb(heldout, "prompts"), of_verb(own, "train")
+    learnt = {i for s in trained for i in s.table(["prompt_id"])["prompt_id"].unique().to_pylist()}
+    if not measured or not learnt:
+        return None
+    wanted = pc.field("id").isin(sorted(learnt))
+    texts = [s.table(["id", "messages"]).filter(wanted) for s in of_verb(own, "prompts")]
+    asked = {text for table in texts for text in _plain(table.column("messages"))}
+    held = {text for s in measured for text in _plain(s.table(["messages"]).column("messages"))}
+    return len(held & asked) / len(held) if held else None
+
+
+def _plain(messages: pa.ChunkedArray) -> list[str]:
+    """Messages without case and with single blanks."""
+    return [re.sub(r"(\\[nrt]|\s)+", " ", text.lower()) for text in messages.to_pylist()]
+
+
+def anchor_figures(judged: Sequence[StepRecord]) -> Row | None:
+    """The rewards of anchors now against those of the first round; None where none were judged."""
+    if not judged:
+        return None
+    run_dir = judged[0].path.parents[2]
+    first = [s for s in of_verb(round_steps(run_dir, 0), "judge") if not s.label]
+    then = {i: r for s in first for i, r in _rewards(s) if r is not None}
+    both = [(r, then[i]) for s in judged for i, r in _rewards(s) if r is not None and i in then]
+    if not both:
+        return None
+    now, before = np.array(both).T
+    return {
+        "samples": len(both),
+        "reward_mean": float(now.mean()),
+        "reward_first": float(before.mean()),
+        "shift": float((now - before).mean()),
+        "stderr": _stderr(now - before),
+        "spread": float(before.std()),
+    }
+
+
+def _rewards(step: StepRecord) -> Iterator[tuple[str, float | None]]:
+    table = step.table(["sample_id", "reward"])
+    return zip(table["sample_id"].to_pylist(), table["reward"].to_pylist(), strict=True)

@@ -1,0 +1,205 @@
+"""Who a student learns from, and what is kept in memory for it.
+
+N: predicted tokens of a batch, H: hidden size, V: vocabulary.
+
+A teacher that does not change is asked once, before the first step: its hidden states of every
+completion token are kept in a file that is mapped into memory, its head in memory, and the rest of
+it is let go. So there is never a second model beside a training, and a second epoch costs no second
+pass. Hidden states, not its likeliest tokens, because they lose nothing and a row of H numbers is
+small beside the forward pass that it saves. A teacher that changes with the student is asked in
+every step.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from selfkd.errors import UsageError
+from selfkd.records import Example
+from selfkd.training.base import TrainJob
+from selfkd.training.checkpoints import load
+from selfkd.training.hidden import Head, check_head, hidden_states, output_head
+
+Batch = dict[str, Any]
+Row = dict[str, Any]
+
+
+class Teacher(Protocol):
+    """Knows the states from which it would predict the completion tokens of a batch."""
+
+    def states(self, model: Any, batch: Batch) -> tuple[Tensor, Head]:
+        """[N, H] in the order of the student's, and the head for them; `model` is the student."""
+        ...
+
+    def stepped(self, model: Any) -> None:
+        """The student has made an optimiser step."""
+        ...
+
+
+class Live:
+    """The student as it is, usually under a prompt that says more."""
+
+    def states(self, model: Any, batch: Batch) -> tuple[Tensor, Head]:
+        return _silent(model, _teacher_rows(batch)), output_head(model).detached()
+
+    def stepped(self, model: Any) -> None: ...
+
+
+class Ema:
+    """An exponential moving average of the student: after each step, e <- decay e + (1 - decay) w.
+
+    It starts as the student does. Of a student with an adapter only the adapter is averaged; the
+    weights below are the same for both.
+    """
+
+    def __init__(self, model: Any, decay: float) -> None:
+        self._decay = decay
+        self.average = [p.detach().clone() for p in _trained(model)]
+
+    def states(self, model: Any, batch: Batch) -> tuple[Tensor, Head]:
+        self._swap(model)
+        try:
+            states, head = _silent(model, _teacher_rows(batch)), output_head(model).detached()
+        finally:
+            self._swap(model)
+        return states, head
+
+    def stepped(self, model: Any) -> None:
+        with torch.no_grad():
+            for average, now in zip(self.average, _trained(model), strict=True):
+                average.lerp_(now, 1 - self._decay)
+
+    def _swap(self, model: Any) -> None:
+        for i, parameter in enumerate(_trained(model)):
+            parameter.data, self.average[i] = self.average[i], parameter.data
+
+
+class Fixed:
+    """A model that does not change, asked once; see the top of this file."""
+
+    def __init__(self, states_NH: Tensor, starts: Sequence[int], head: Head) -> None:
+        self._states = states_NH
+        self._starts = starts
+        """Where the states of each row begin, and at last where they end."""
+        self._head = head
+
+    def states(self, model: Any, batch: Batch) -> tuple[Tensor, Head]:
+        rows = batch["rows"].tolist()
+        parts = [self._states[self._starts[i] : self._starts[i + 1]] for i in rows]
+        return torch.cat(parts).to(batch["input_ids"].device), self._head
+
+    def stepped(self, model: Any) -> None: ...
+
+
+class Served:
+    """The likeliest tokens at each place, as a served teacher told them; nothing is asked here."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._ids: list[Tensor] = []
+        self._logprobs: list[Tensor] = []
+        for e in examples:
+            shape = (len(e.completion_tokens), -1)
+            self._ids.append(torch.tensor(e.teacher_ids).view(shape))
+            self._logprobs.append(torch.tensor(e.teacher_logprobs).view(shape))
+
+    def likeliest(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Ids and log-probabilities [N, K] in the order of the student's tokens."""
+        rows, device = batch["rows"].tolist(), batch["input_ids"].device
+        widest = max(self._ids[i].shape[1] for i in rows)
+        ids = [_widened(self._ids[i], widest, -1) for i in rows]
+        logprobs = [_widened(self._logprobs[i], widest, 0.0) for i in rows]
+        return torch.cat(ids).to(device), torch.cat(logprobs).to(device)
+
+    def stepped(self, model: Any) -> None: ...
+
+
+def _widened(table: Tensor, columns: int, value: float) -> Tensor:
+    return torch.nn.functional.pad(table, (0, columns - table.shape[1]), value=value)
+
+
+def ask_once(
+    trainer: Any, rows: Sequence[Row], job: TrainJob, dtype: torch.dtype, vocabulary: int
+) -> Fixed:
+    """Ask the policy in `job.ref_path`, or the model itself where that is what it starts from.
+
+    The model's adapter, if it has one, is switched off. Raises UsageError where the vocabularies
+    differ.
+    """
+    student = trainer.model
+    own = job.ref_path == job.start_path
+    model: Any = student if own else load(str(job.ref_path)).to(trainer.args.device)
+    if not own:
+        check_head(model, tuple(rows[0]["input_ids"]), "the teacher")
+    off = student.disable_adapter() if own and job.options.lora_rank else nullcontext()
+    head = output_head(model)
+    if len(head.weight_VH) < vocabulary:
+        raise UsageError(
+            f"the teacher predicts {len(head.weight_VH)} tokens, the tokenizer has {vocabulary}",
+            where=str(job.ref_path),
+            remedy="distil from a model with the same tokenizer",
+        )
+    with off:
+        states, starts = answers(trainer, model, rows, Path(job.log_file).parent, dtype)
+    # A head that is not trained stays one tensor with the student's, which saves work downstream.
+    trained = own and head.weight_VH.requires_grad
+    return Fixed(states, starts, head.copy() if trained else head.detached())
+
+
+def answers(
+    trainer: Any, model: Any, rows: Sequence[Row], folder: Path, dtype: torch.dtype
+) -> tuple[Tensor, list[int]]:
+    """A teacher's states for the completion tokens of all rows [N, H], and where each row begins.
+
+    They are in a file without a name in `folder`. The list has one more entry than there are rows.
+    """
+    lengths = [len(row["input_ids"]) - row["prompt_length"] for row in rows]
+    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    width = output_head(model).weight_VH.shape[1]
+    states = _mapped(folder, (starts[-1], width), dtype)
+    size = trainer.args.per_device_train_batch_size
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    for at in range(0, len(rows), size):
+        part = order[at : at + size]
+        batch = trainer.data_collator([rows[i] for i in part])
+        batch = {k: v.to(trainer.args.device) for k, v in batch.items()}
+        with trainer.accelerator.autocast():
+            found = _silent(model, _teacher_rows(batch)).to("cpu", dtype)
+        pieces = found.split([lengths[i] for i in part])
+        for i, piece in zip(part, pieces, strict=True):
+            states[starts[i] : starts[i + 1]] = piece
+    return states, starts
+
+
+def _mapped(folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """A tensor in a file that has no name any more: gone when the process is."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".tmp-teacher-") as file:
+        size = max(1, shape[0] * shape[1])
+        return torch.from_file(file.name, shared=True, size=size, dtype=dtype)[
+            : shape[0] * shape[1]
+        ].view(shape)
+
+
+@torch.no_grad()
+def _silent(model: Any, batch: Batch) -> Tensor:
+    """Hidden states without gradients and dropout."""
+    training = model.training
+    model.eval()
+    states = hidden_states(model, batch, batch["mask"])
+    model.train(training)
+    return states
+
+
+def _teacher_rows(batch: Batch) -> Batch:
+    """The rows that the teacher sees: those of the student, or others with the same completions."""
+    prefix = "teacher_" if "teacher_input_ids" in batch else ""
+    names = ("input_ids", "attention_mask", "mask")
+    return {name: batch[prefix + name] for name in names}
+
+
+def _trained(model: Any) -> list[Tensor]:
+    return [p for p in model.parameters() if p.requires_grad]

@@ -1,0 +1,131 @@
+"""A Ray cluster of several nodes on this machine: shared work, a node that dies, one too old."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from selfkd.cluster import Cluster, Place
+from selfkd.errors import InfrastructureError, UsageError
+from selfkd.processes import EngineConfig
+from selfkd.samplers import make_sampler
+from selfkd.sampling.actor import Shard
+from selfkd.sampling.base import Request
+from selfkd.sampling.replicas import Replicas
+from selfkd.trainers import Trainers
+from selfkd.training.trainer import LocalTrainer
+from tests.engines import by_request, drawn, inside
+from tests.test_training import examples, job, log_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+
+ONE_CPU = Place(cpus=1)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    """A head without CPUs, and two nodes with one each."""
+    from ray.cluster_utils import Cluster as Nodes
+
+    small = {"object_store_memory": 100 * 2**20}
+    started = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+    for _ in range(2):
+        started.add_node(num_cpus=1, **small)
+    yield started
+    started.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster(nodes: Any) -> Iterator[Cluster]:
+    with Cluster(nodes.address, timeout=120) as joined:
+        yield joined
+
+
+def test_two_workers_train_as_one_does(cluster: Cluster, tiny_model: Path, tmp_path: Path) -> None:
+    # Six examples in batches of four: the second batch of an epoch leaves one worker without any.
+    options = {"batch_size": 4, "micro_batch_size": 2, "epochs": 3}
+    alone = job(tmp_path / "alone", tiny_model, examples(), **options)
+    report = LocalTrainer().train(alone)
+    together = job(tmp_path / "together", tiny_model, examples(), **options)
+    steps = []
+    trainers = Trainers(cluster, ONE_CPU, workers=2, check=lambda: None)
+    try:
+        shared = trainers.train(together, steps.append)
+    finally:
+        trainers.close()
+    one, two = log_of(alone), log_of(together)
+    assert len(one) == len(two) == 6
+    for name in ("loss", "grad_norm", "tokens", "learning_rate"):
+        assert [r[name] for r in two] == pytest.approx([r[name] for r in one], rel=1e-3)
+    assert (shared.steps, shared.tokens) == (report.steps, report.tokens)
+    weights = (load_file(Path(t.out_dir) / "model.safetensors") for t in (alone, together))
+    pairs = list(zip(*(w.values() for w in weights), strict=True))
+    start = load_file(tiny_model / "model.safetensors").values()
+    moved = max(float((a - b).abs().max()) for (a, _), b in zip(pairs, start, strict=True))
+    apart = max(float((a - b).abs().max()) for a, b in pairs)
+    assert apart < 0.02 * moved, (apart, moved)
+    assert len(shared.canary) == 2
+
+
+def test_batches_that_workers_cannot_share_are_refused(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path
+) -> None:
+    odd = job(tmp_path, tiny_model, examples(), batch_size=5)
+    trainers = Trainers(cluster, ONE_CPU, workers=2, check=lambda: None)
+    with pytest.raises(UsageError, match="2 workers cannot share batches of 5"):
+        trainers.train(odd, lambda row: None)
+
+
+def test_what_does_not_fit_the_cluster_is_said_in_numbers(nodes: Any, cluster: Cluster) -> None:
+    impatient = Cluster(nodes.address, timeout=0.5)
+    with pytest.raises(InfrastructureError, match="to place 3 samplers of 1 CPU each") as caught:
+        impatient.reserve(ONE_CPU, 3, "samplers")
+    assert "of 2 CPU free on 3 nodes" in caught.value.remedy
+
+
+def test_a_node_that_dies_costs_no_shard_and_a_strange_one_is_refused(
+    nodes: Any, cluster: Cluster, tiny_model: Path, tmp_path: Path
+) -> None:
+    config = EngineConfig.model_validate({"replicas": 2, "dtype": "float32", "max_num_seqs": 4})
+    told: list[str] = []
+    sampler: Any = make_sampler(
+        cluster, config, "transformers", context=256, seed=0, place=ONE_CPU,
+        check=lambda: None, tell=told.append,
+    )  # fmt: skip
+    assert isinstance(sampler, Replicas)
+    sampling = drawn(temperature=1.0, max_tokens=60)
+
+    def generate(first: int, count: int) -> Iterator[Shard]:
+        shards = [(i, (Request(f"r{i}", tuple(range(9, 20 + i)), 4),)) for i in range(count)]
+        items = sampler.generate("base", tiny_model, [], shards[first:], sampling)
+        return (item for item in items if isinstance(item, Shard))
+
+    def node_of(actor: Any) -> str:
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
+
+    arrived = []
+    for shard in generate(0, 24):
+        if not arrived:
+            for pool in sampler.pools:  # both are at work before one is lost
+                pool.held("base", tiny_model, [])
+            homes = [inside(pool, node_of) for pool in sampler.pools]
+            assert len(set(homes)) == 2
+            (lost,) = [n for n in nodes.worker_nodes if n.node_id == homes[1]]
+            nodes.remove_node(lost, allow_graceful=False)
+        arrived.append(shard.index)
+        assert [len(c) for c in by_request(shard).values()] == [4]
+    assert sorted(arrived) == list(range(24))
+    assert sampler.restarts == 1
+
+    # A node with another version takes the lost one's place.
+    metadata = tmp_path / "selfkd-9.9.9.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: selfkd\nVersion: 9.9.9\n")
+    nodes.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)})
+    with pytest.raises(UsageError, match=r"selfkd is 9\.9\.9, on this machine "):
+        list(generate(0, 400))
+    sampler.close()
