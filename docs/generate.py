@@ -115,7 +115,9 @@ def _default(field: FieldInfo) -> str:
         return "its own"
     if value == "":
         return "none"
-    return {None: "none", (): "[]"}.get(value, str(value)) if not isinstance(value, dict) else "{}"
+    if value is None or value in ((), [], {}):
+        return {type(None): "none", dict: "{}"}.get(type(value), "[]")
+    return str(value)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -190,6 +191,7 @@ class Cluster:
         import ray
 
         while True:
+            check()  # also where the next value is always there in time
             self._wait(generator, what, timeout, check)
             with _actor_errors(what):
                 try:
@@ -343,6 +345,9 @@ def _last_words(pid: str, lines: int = 3) -> str:
     node = worker._global_node
     logs = Path(node.get_logs_dir_path()).glob(f"worker-*-{pid}.err") if node else []
     text = "\n".join(log.read_text(errors="replace") for log in logs)
+    text = re.split(r"^.*(?:\*\*\* SIG|Fatal Python error)", text, maxsplit=1, flags=re.MULTILINE)[
+        0
+    ]
     return " | ".join([line.strip() for line in text.splitlines() if line.strip()][-lines:])
 
 

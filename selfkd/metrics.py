@@ -107,15 +107,29 @@ def recorded_rows(run_dir: Path) -> list[Row]:
     A round is taken from the file only where it is complete and has every key of today; the file
     holds what `round_rows` gave when the round ended, so the figures are the same.
     """
+    known = _known_rows(run_dir)
+    rounds = [(n, round_steps(run_dir, n)) for n in round_numbers(run_dir)]
+    return [
+        (known.get(n) if _is_complete(steps) else None) or _round_row(n, steps)
+        for n, steps in rounds
+    ]
+
+
+def complete_rows(run_dir: Path) -> list[Row]:
+    """Those of `recorded_rows` that are of complete rounds."""
+    known = _known_rows(run_dir)
+    rounds = [(n, round_steps(run_dir, n)) for n in round_numbers(run_dir)]
+    return [known.get(n) or _round_row(n, steps) for n, steps in rounds if _is_complete(steps)]
+
+
+def _known_rows(run_dir: Path) -> dict[int, Row]:
     keys = _figures(0, []).keys()
-    known = {r.get("round"): r for r in read_lines(run_dir / "metrics.jsonl") if r.keys() == keys}
-    rows = []
-    for number in round_numbers(run_dir):
-        steps = round_steps(run_dir, number)
-        complete = all(s.finished for s in steps) and any(s.verb == "round" for s in steps)
-        row = known.get(number) if complete else None
-        rows.append(row or _round_row(number, steps))
-    return rows
+    lines = read_lines(run_dir / "metrics.jsonl")
+    return {row["round"]: row for row in lines if row.keys() == keys}
+
+
+def _is_complete(steps: Sequence[StepRecord]) -> bool:
+    return all(s.finished for s in steps) and any(s.verb == "round" for s in steps)
 
 
 def run_alarms(run_dir: Path, rows: Sequence[Row]) -> list[Alarm]:

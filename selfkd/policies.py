@@ -181,7 +181,7 @@ class Policies:
         manifest = {
             "policy": name,
             "start": start,
-            "steps": report["steps"] if steps is None else steps,
+            "steps": report.get("steps", 0) if steps is None else steps,
             "fingerprint": fingerprint,
             "files": {f.name: {"bytes": f.stat().st_size, "sha256": file_sha256(f)} for f in files},
             "report": report,

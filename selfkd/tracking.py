@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 from selfkd.errors import InfrastructureError, UsageError
 from selfkd.hardware import installed
 from selfkd.ledger import disk_error, make_directory, write_json
-from selfkd.metrics import recorded_rows
+from selfkd.metrics import complete_rows
 from selfkd.rundir import (
     of_verb,
     read_config,
@@ -31,9 +31,10 @@ from selfkd.rundir import (
     round_numbers,
     round_steps,
     run_facts,
+    run_state,
 )
 from selfkd.viewer.lines import flat_row, is_number
-from selfkd.viewer.live import stamp
+from selfkd.viewer.live import stamp_of_list
 from selfkd.yamlfile import flatten
 
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
@@ -43,7 +44,7 @@ PROJECT = "selfkd"
 """Project, or experiment, where the tracker's own settings name none."""
 PACKAGES = {"mlflow": "mlflow-skinny"}
 """Package to install, where it is not called like the tracker."""
-WAIT = 2.0
+WAIT = 3.0
 """Seconds between two looks at a run that goes on."""
 
 
@@ -97,7 +98,7 @@ def points(run_dir: Path, after: Mapping[str, int]) -> Iterator[list[Point]]:
 
     `after` holds the last round that is not wanted, by axis.
     """
-    rows = {row["round"]: row for row in recorded_rows(run_dir)}
+    rows = {row["round"]: row for row in complete_rows(run_dir)}
     offset = 0
     for number in round_numbers(run_dir):
         steps = [s for s in round_steps(run_dir, number) if s.finished]
@@ -106,11 +107,11 @@ def points(run_dir: Path, after: Mapping[str, int]) -> Iterator[list[Point]]:
             if number > after["train"] and lines:
                 yield [_trained(number, offset, line, _ended(step)) for line in lines]
             offset += max((line["step"] for line in lines), default=0)
-        complete = of_verb(steps, "round")
-        if complete and number > after["round"]:
+        if number in rows and number > after["round"]:
             figures = _named("round", flat_row(rows[number]))
             figures.pop("round/round")
-            yield [Point("round", number, number, _ended(complete[0]), figures)]
+            (end,) = of_verb(steps, "round")
+            yield [Point("round", number, number, _ended(end), figures)]
 
 
 def _trained(number: int, offset: int, line: dict[str, Any], ended: float) -> Point:
@@ -155,7 +156,7 @@ def export(run_dir: Path, to: TrackerName, *, again: bool = False, follow: bool 
     state.id = tracker.id
     sent = 0
     while True:
-        mark, facts = stamp(run_dir), run_facts(run_dir)
+        mark, facts = _mark(run_dir), run_facts(run_dir)
         for group in list(points(run_dir, state.after)):
             for point in group:
                 with _blamed(to):
@@ -164,11 +165,17 @@ def export(run_dir: Path, to: TrackerName, *, again: bool = False, follow: bool 
             sent += len(group)
         if not follow or facts["state"] != "running":
             break
-        while stamp(run_dir) == mark:
+        while _mark(run_dir) == mark:
             time.sleep(WAIT)
     with _blamed(to):
         tracker.close(facts["state"] == "finished")
     return sent
+
+
+def _mark(run_dir: Path) -> tuple[str, str]:
+    """What changes when a step ends, or the run; not with every shard."""
+    state = run_state(run_dir, read_lines(run_dir / "events.jsonl"))
+    return stamp_of_list(run_dir), state
 
 
 def package(to: TrackerName) -> str:
@@ -218,11 +225,11 @@ class TensorBoard:
     def __init__(self, target: Target) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        proto = (
-            "tensorboard.compat.proto"  # its modules are generated: no checker knows their names
-        )
+        # Its protocol modules are generated: no type checker knows what is in them.
         names = ("event", "summary", "tensor", "types")
-        modules: list[Any] = [import_module(f"{proto}.{name}_pb2") for name in names]
+        modules: list[Any] = [
+            import_module(f"tensorboard.compat.proto.{name}_pb2") for name in names
+        ]
         self._events, self._summaries, self._tensors, self._types = modules
         folder = target.path / "tensorboard"
         try:

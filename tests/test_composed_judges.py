@@ -56,7 +56,8 @@ def test_most_of_the_judges_decide(own):
     options: dict[str, Any] = {"judges": judges, "combine": "majority", "yes_from": 3}
     yes, no = judged("ensemble", [answer("abcd"), answer("ab")], **options)
     assert (yes.reward, no.reward) == (1.0, 0.0)
-    (torn,) = judged("ensemble", [answer("abcd")], **options | {"judges": judges[:2]})
+    fewer: dict[str, Any] = options | {"judges": judges[:2]}
+    (torn,) = judged("ensemble", [answer("abcd")], **fewer)
     assert (torn.reward, torn.status) == (None, "abstained")
 
 

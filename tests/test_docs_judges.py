@@ -12,12 +12,17 @@ from typing import Any
 import pytest
 import yaml
 
+from selfkd.cardtext import render_card
+from selfkd.cluster import Cluster
+from selfkd.controls import ControlOptions
 from selfkd.errors import UsageError
 from selfkd.judgerun import JudgeRunner
-from selfkd.judgetest import read_samples_file, render_verdicts, spec_of
+from selfkd.judgetest import spec_of, try_judge
 from selfkd.judging import JudgeSpec, resolve_judge
 from selfkd.plugins import find_judge, list_plugins
 from selfkd.records import Prompt, Sample, Verdict
+from selfkd.reportcard import report_card
+from selfkd.samplefile import read_samples_file
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "judges.md").read_text()
@@ -86,7 +91,10 @@ def test_what_is_said_of_resuming_holds() -> None:
 
 
 def test_the_first_judge_prints_what_the_page_shows(
-    written: Callable[..., JudgeSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    written: Callable[..., JudgeSpec],
+    cluster: Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     written("short.py:short")
     (command,) = [c for c in blocks("sh") if c.startswith("selfkd judge test")]
@@ -96,8 +104,10 @@ def test_the_first_judge_prints_what_the_page_shows(
     (tmp_path / file).write_text(lines)
     monkeypatch.chdir(tmp_path)
     spec = spec_of(judge, [option])
-    shown = render_verdicts(judged(spec, read_samples_file(tmp_path / file)), as_json=False)
-    assert shown == blocks("text")[0].rstrip("\n")
+    controls = ControlOptions.model_validate({"per_round": 4})
+    samples = read_samples_file(tmp_path / file)
+    trial = try_judge(spec, samples, repeats=2, controls=controls, cluster=cluster)
+    assert render_card(report_card(trial), trial, 2) == blocks("text")[0].rstrip("\n")
     with pytest.raises(UsageError, match="limit = 'many'"):
         spec_of(judge, ["limit=many"])
 

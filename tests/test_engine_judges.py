@@ -11,24 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from selfkd.chat import load_tokenizer, render
 from selfkd.cluster import Cluster
-from selfkd.config import resolve
 from selfkd.enginecalls import EngineCalls
 from selfkd.errors import UsageError
 from selfkd.judgecalls import Call, Choices
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
-from selfkd.launch import execute, new_run
-from selfkd.metrics import round_rows
 from selfkd.policies import Policy
-from selfkd.progress import make_reporter
 from selfkd.records import Sample, Verdict
 from selfkd.sampling.actor import Shard
 from selfkd.sampling.base import Request
@@ -212,42 +206,3 @@ def test_a_judge_that_compares_is_never_shown_half_a_prompt(cluster: Cluster, ow
 def test_without_a_sampler_a_judge_that_needs_one_says_so(cluster: Cluster, own: str) -> None:
     with pytest.raises(UsageError, match="asks the run's sampler, and there is none"):
         scored(cluster, JudgeSpec("expected_score"), [answer("4")], None)
-
-
-# -- a whole run ----------------------------------------------------------------------------------
-
-
-def test_a_run_judges_itself_records_its_judgements_and_takes_the_policy_it_is_told(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text(
-        "".join(f'{{"prompt": "{a}+{a}?", "answer": "{2 * a}"}}\n' for a in range(6))
-    )
-    config: dict[str, Any] = {
-        "loop": "self_rewarding",
-        "model": str(tiny_model),
-        "prompts": {"source": str(prompts), "fresh": False, "heldout": 2},
-        "judge": {"use": "self_reward", "draws": 2, "highest": 9, **ANY_DIGIT},
-        "gold_judge": "number",
-        "rounds": 1,
-        "samples_per_prompt": 4,
-        "sampling": {"temperature": 2.0, "max_tokens": 16},
-        "engine": {"kind": "transformers", "dtype": "float32", "max_model_len": 128},
-        "train": {"batch_size": 4, "epochs": 1, "dtype": "float32"},
-        "on_no_signal": "continue",
-        "gate": {"mode": "off"},
-    }
-    resolved = resolve(config)
-    path = new_run(resolved, tmp_path / "runs", None)
-    with make_reporter(json_events=True) as reporter:
-        execute(path, resolved, reporter)
-    first, last = round_rows(path)
-    assert first["agreement"]["samples"] == 16 and first["extra"]["judgements"]["samples"] == 32
-    (step,) = (path / "rounds" / "001").glob("*-generate-judgements")
-    rows = pq.read_table(step / "00000.parquet").to_pylist()
-    assert {r["policy"] for r in rows} == {"round-1"} == {last["policy"]}
-    (samples,) = (path / "rounds" / "001").glob("??-generate")
-    judged = {r["id"] for r in pq.read_table(samples / "00000.parquet").to_pylist()}
-    assert {r["prompt_id"] for r in rows} == judged == {r["parents"][0] for r in rows}
-    assert np.mean([len(r["tokens"]) for r in rows]) > 1

@@ -87,4 +87,4 @@ def test_a_constant_judge_is_told_of_and_makes_no_pair(tmp_path: Path) -> None:
     rows = round_rows(run.ledger.path)
     assert rows[0]["reward_p10"] == 3 and rows[0]["pairs"]["pairs"] == 0
     assert run.jobs == [] and rows[0]["train"]["no_signal"]
-    assert "constant_judge" in {a.name for a in alarms(rows)}
+    assert "judge_saturation" in {a.name for a in alarms(rows)}

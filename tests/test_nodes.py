@@ -29,7 +29,7 @@ def nodes() -> Iterator[Any]:
     """A head without CPUs, and two nodes with one each."""
     from ray.cluster_utils import Cluster as Nodes
 
-    small = {"object_store_memory": 100 * 2**20}
+    small: dict[str, Any] = {"object_store_memory": 100 * 2**20}
     started = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, **small})
     for _ in range(2):
         started.add_node(num_cpus=1, **small)
@@ -82,7 +82,7 @@ def test_what_does_not_fit_the_cluster_is_said_in_numbers(nodes: Any, cluster: C
     impatient = Cluster(nodes.address, timeout=0.5)
     with pytest.raises(InfrastructureError, match="to place 3 samplers of 1 CPU each") as caught:
         impatient.reserve(ONE_CPU, 3, "samplers")
-    assert "of 2 CPU free on 3 nodes" in caught.value.remedy
+    assert "of 2 CPU free" in caught.value.remedy and "on 3 nodes" in caught.value.remedy
 
 
 def test_a_node_that_dies_costs_no_shard_and_a_strange_one_is_refused(
@@ -98,7 +98,7 @@ def test_a_node_that_dies_costs_no_shard_and_a_strange_one_is_refused(
     sampling = drawn(temperature=1.0, max_tokens=60)
 
     def generate(first: int, count: int) -> Iterator[Shard]:
-        shards = [(i, (Request(f"r{i}", tuple(range(9, 20 + i)), 4),)) for i in range(count)]
+        shards = [(i, (Request(f"r{i}", tuple(range(9, 20 + i % 24)), 4),)) for i in range(count)]
         items = sampler.generate("base", tiny_model, [], shards[first:], sampling)
         return (item for item in items if isinstance(item, Shard))
 

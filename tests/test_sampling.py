@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selfkd.cluster import ActorLost, Cluster
+from selfkd.cluster import ActorLost, Cluster, Place
 from selfkd.errors import DataError, InfrastructureError, Stopped
 from selfkd.hardware import has_gpu
 from selfkd.sampling.actor import EngineOptions, SamplerActor, Shard
@@ -340,7 +340,7 @@ def test_an_engine_that_is_killed_while_it_updates_is_replaced_by_one_that_is_ri
     answers: dict[str, list[Completion]] = {}
     for item in pool.generate("round-1", changed, canary_of(changed, CANARY), shards, GREEDY):
         if isinstance(item, Shard):
-            answers |= item.completions
+            answers |= by_request(item)
     assert pool.restarts == 1
     assert answers == complete(engine(changed), REQUESTS, GREEDY)
 
@@ -358,7 +358,7 @@ def test_an_actor_that_crashes_is_quoted_and_one_that_cannot_be_placed_is_refuse
         cluster.get(ref, "nothing", timeout=60)
     if not has_gpu():
         with pytest.raises(InfrastructureError, match="Crashes wants 1 GPU, and this machine has"):
-            cluster.start(Crashes, gpus=1)
+            cluster.start(Crashes, place=Place(gpus=1))
 
 
 def test_an_engine_that_keeps_dying_ends_the_run(pool: SamplerPool, tiny_model: Path) -> None:

@@ -40,9 +40,10 @@ def command(folder: Path, out: str, environment: dict[str, str]) -> None:
         sys.stdout = os.fdopen(1, "w")
 
     from selfkd import assembly, cli
+    from selfkd.cluster import ANYWHERE
     from selfkd.ledger import Ledger
     from selfkd.prompts import open_prompts
-    from selfkd.run import Setting
+    from selfkd.setting import Setting
     from tests.fakes import TOKENIZER, ScriptedRun
     from tests.testbed.addition import write_prompts
     from tests.testbed.play import JUDGES
@@ -63,7 +64,7 @@ def command(folder: Path, out: str, environment: dict[str, str]) -> None:
         path: Path, resolved: Any, ledger: Ledger, reporter: Any, check: Any, *, skip_bad: bool
     ) -> Iterator[ScriptedRun]:
         source = open_prompts(resolved.config.prompts, seed=0, base=folder)
-        setting = Setting(model, TOKENIZER, "transformers", False, 96, 0, 0)
+        setting = Setting(model, TOKENIZER, "transformers", False, 96, ANYWHERE, ANYWHERE)
         cluster: Any = None
         assembly.announce(path, resolved, reporter, ledger, "transformers")
         yield ScriptedRun(resolved, ledger, cluster, setting, source, reporter, check, answer=right)

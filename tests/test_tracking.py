@@ -81,6 +81,7 @@ def test_wandb_keeps_an_offline_run(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "300")  # seconds for its process to start
     ledger = new_run(tmp_path / "run")
     play_round(ledger, 0)
     assert export(ledger.path, "wandb") == 3

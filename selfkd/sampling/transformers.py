@@ -1,10 +1,10 @@
 """transformers behind the engine protocol: the fallback where vLLM is absent, and for tests."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -18,6 +18,9 @@ from selfkd.errors import DataError
 from selfkd.hardware import compute_dtype, cores
 from selfkd.sampling.base import REFUSED, Answer, Completion, Request, Sampling, Weighing, Work
 from selfkd.sampling.weights import check_weights, stored_shapes
+
+URGENT = 10**9
+"""Urgent work is numbered from here, so that its draws are not those of other work."""
 
 
 class TransformersEngine:
@@ -64,12 +67,13 @@ class TransformersEngine:
     def add(self, work: Work) -> None:
         """Line up batches of the work; see `Engine.add`."""
         self._taken[work.urgent] += 1
-        key = [self._seed, int(work.urgent), self._taken[work.urgent]]
+        number = self._taken[work.urgent] + (URGENT if work.urgent else 0)
+        draws = _Draws(self._seed * 1_000_003 + number)
         ranked: Any = sorted(work.requests, key=lambda r: len(r.prompt_tokens))
         fits = [r for r in ranked if _length(r) < self.context]
         size = max(1, self._max_num_seqs // max((getattr(r, "n", 1) for r in fits), default=1))
         for i in range(0, len(fits), size):
-            batch = _Batch(fits[i : i + size], work.sampling, [*key, i])
+            batch = _Batch(fits[i : i + size], work.sampling, draws)
             self._batches[work.urgent].append(batch)
         self._refused += [(r.id, _refusal(r)) for r in ranked[len(fits) :]]
 
@@ -82,8 +86,8 @@ class TransformersEngine:
         batch = line.pop(0)
         if batch.sampling is None:
             return [*refused, *((r.id, self._weigh(r)) for r in batch.requests)]
-        torch.manual_seed(int(np.random.SeedSequence(batch.key).generate_state(1)[0]))
-        return [*refused, *self._complete(batch.requests, batch.sampling)]
+        with batch.draws.going_on():
+            return [*refused, *self._complete(batch.requests, batch.sampling)]
 
     def drop(self, ids: Iterable[str]) -> None:
         """Forget requests that wait for a batch."""
@@ -193,10 +197,32 @@ class TransformersEngine:
 class _Batch:
     """Requests that are answered together, and what seeds their draws."""
 
-    def __init__(self, requests: list[Any], sampling: Sampling | None, key: list[int]) -> None:
+    def __init__(self, requests: list[Any], sampling: Sampling | None, draws: "_Draws") -> None:
         self.requests = requests
         self.sampling = sampling
-        self.key = key
+        self.draws = draws
+
+
+class _Draws:
+    """The random numbers of one piece of work, whatever is worked on between its batches."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._states: list[torch.Tensor] = []
+
+    @contextlib.contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Draw where the last batch of the work left off."""
+        if not self._states:
+            torch.manual_seed(self._seed)
+        else:
+            torch.set_rng_state(self._states[0])
+            if torch.cuda.is_available():
+                torch.cuda.set_rng_state(self._states[1])
+        yield
+        self._states = [torch.get_rng_state()]
+        if torch.cuda.is_available():
+            self._states.append(torch.cuda.get_rng_state())
 
 
 def _length(request: Request | Weighing) -> int:

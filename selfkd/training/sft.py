@@ -122,6 +122,9 @@ class WeightedSFTTrainer(SFTTrainer):
         self.planned_steps: int | None = None
         """Steps of the whole training, where these are not all."""
         self.tokens_seen = 0
+        """By this worker."""
+        self.tokens_in_all = 0
+        """By all workers, up to the last logged step."""
         self.losses: list[float] = []
         self._share = torch.zeros(0)
         """Weights of the micro-batch in parts of the step's."""
@@ -209,6 +212,7 @@ class WeightedSFTTrainer(SFTTrainer):
         own = torch.tensor([float(self.tokens_seen), *self._figures.values()])
         tokens, *figures = self._summed(own.double().to(self.args.device)).tolist()
         names, self._figures = list(self._figures), {}
+        self.tokens_in_all = int(tokens)
         if not self.is_world_process_zero():
             return
         row = {

@@ -158,7 +158,7 @@ def _report(
     return TrainReport(
         steps=trainer.state.global_step,
         examples=len(examples),
-        tokens=trainer.tokens_seen,
+        tokens=trainer.tokens_in_all,
         loss_first=trainer.losses[0],
         loss_last=trainer.losses[-1],
         seconds=time.monotonic() - started,

@@ -44,7 +44,7 @@ def resumable(run: Path) -> Iterator[None]:
 
 def colour() -> bool:
     """Whether stdout wants colour."""
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    return bool(sys.stdout and sys.stdout.isatty()) and "NO_COLOR" not in os.environ
 
 
 def curves(
