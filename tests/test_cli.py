@@ -145,6 +145,30 @@ def test_an_unreachable_cluster_says_so_and_offers_local(call):
     assert "selfkd resume runs/far" in result.err
 
 
+def test_a_dead_cluster_in_the_environment_is_named(call, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:2")
+    result = call("run", "run.yaml", "cluster=auto", "--name", "far")
+    assert result.code == 5
+    assert "127.0.0.1:2" in result.err and "--local" in result.err
+
+
+def test_what_cannot_fit_in_memory_is_refused_before_anything_starts(call):
+    result = call("run", "run.yaml", "engine.kv_cache_gib=100000", "--name", "big")
+    assert result.code == 5
+    assert "the sampler needs about 100001" in result.err and "this machine has" in result.err
+    assert "lower engine.kv_cache_gib" in result.err and "selfkd resume runs/big" in result.err
+
+
+def test_a_run_of_another_layout_is_refused_with_both_versions(call, tmp_path):
+    assert call("run", "run.yaml", "cluster=127.0.0.1:1", "--name", "later").code == 5
+    head = tmp_path / "runs" / "later" / "run.yaml"
+    head.write_text(head.read_text().replace("schema: 1", "schema: 2"))
+    for command in (["resume", "later"], ["fork", "later", "--round", "0"]):
+        result = call(*command)
+        assert result.code == 4
+        assert "has layout 2, this selfkd reads layout 1" in result.err
+
+
 def test_a_run_that_another_process_works_on_is_left_alone(call, tmp_path):
     assert call("run", "run.yaml", "cluster=127.0.0.1:1", "--name", "busy").code == 5
     with RunLock(tmp_path / "runs" / "busy"):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selfkd.errors import DataError, Diverged, UsageError
+from selfkd.errors import DataError, Diverged, InfrastructureError, UsageError
 from selfkd.records import EXAMPLES, Example, rows_table
 from selfkd.training.base import TrainJob, TrainOptions
 from selfkd.training.sft import Collator, SimilarLengths
@@ -298,6 +299,22 @@ def test_a_broken_start_is_noticed_in_the_first_step(tiny_model: Path, tmp_path:
     save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DataError, match="loss is nan at step 1"):
         LocalTrainer().train(job(tmp_path, tmp_path / "broken", examples()))
+
+
+def test_want_of_memory_is_told_with_what_to_do(tiny_model: Path, tmp_path: Path) -> None:
+    long = [Example(f"e{i}", "p", ("s",), (5,) * 9, (7,) * (15000 + i)) for i in range(8)]
+    task = job(tmp_path, tiny_model, long)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    former = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + 700 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, former[1]))
+    try:
+        with pytest.raises(InfrastructureError, match="no more memory") as caught:
+            LocalTrainer().train(task)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, former)
+    assert "micro_batch_size" in caught.value.remedy and caught.value.exit_code == 5
+    assert not list(Path(task.out_dir).iterdir())
 
 
 def test_an_empty_set_is_refused(tiny_model: Path, tmp_path: Path) -> None:

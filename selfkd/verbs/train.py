@@ -12,6 +12,7 @@ from selfkd.ledger import Step
 from selfkd.objectives import Objective
 from selfkd.policies import STATE, Policy
 from selfkd.records import EXAMPLES, Example, rows_table
+from selfkd.rundir import of_verb, round_steps
 from selfkd.segments import Segment
 from selfkd.tables import BLOCK
 from selfkd.training.base import Stretch, TrainJob, TrainOptions, TrainReport
@@ -130,7 +131,8 @@ _NOTHING = {"steps": 0, "examples": 0}
 def _no_signal(round: "Round", step: Step, missing: str, plan: Plan) -> None:
     if round.run.config.on_no_signal == "stop":
         raise DataError(
-            f"no signal: round {round.number} {missing}, so there is nothing to train on",
+            f"no signal: round {round.number} {missing}{_dropped(round)}, so there is nothing to "
+            "train on",
             where=str(step.path.parent),
             remedy=f"see why with `selfkd show {round.run.ledger.path} --round {round.number} "
             "--dropped`, or set on_no_signal=continue",
@@ -167,6 +169,15 @@ def _staleness(round: "Round", objective: Objective, plan: Plan, steps: int) -> 
             remedy="train on fresher samples, take fewer steps, or raise max_staleness",
         )
     return {"writers": dict(writers), "staleness": known[oldest] if oldest else None}
+
+
+def _dropped(round: "Round") -> str:
+    """Why the round's samples were dropped, the commonest reason first."""
+    counts: Counter[str] = Counter()
+    for step in of_verb(round_steps(round.run.ledger.path, round.number), "keep"):
+        counts.update(step.summary.get("dropped", {}))
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    return f" ({reasons})" if reasons else ""
 
 
 def _progress(round: "Round", step: Step, row: dict[str, Any]) -> None:
