@@ -15,6 +15,7 @@ from selfkd.sampling.actor import (
     ShardRequests,
 )
 from selfkd.sampling.base import Sampling
+from selfkd.sampling.weights import same_architecture
 
 WEIGHTS_LIMIT = {"float32": 0.02, "bfloat16": 0.15}
 """Largest `Agreement.weights` that still means the same weights, by the engine's dtype.
@@ -56,6 +57,8 @@ class SamplerPool:
         self._check = check
         self._actor: Any = None
         self._policy = ""
+        self._started_with: Path | None = None
+        """Where the engine's process got its first weights from."""
         self.restarts = 0
 
     def generate(
@@ -102,12 +105,15 @@ class SamplerPool:
     def hold(self, policy: str, path: Path, canary: Canary) -> None:
         """Make the engine hold `policy`, verified against `canary` where there is one.
 
-        Weights are replaced in place where that can be verified, or else by a fresh engine.
+        Weights are replaced in place where that can be verified, or else by a fresh engine; so is
+        a model of another shape, such as a teacher that samples.
         """
         if self._actor is not None:
             if self._policy == policy:
                 return
-            if canary and self._sync != "restart" and self._update(policy, path, canary):
+            fits = self._started_with is not None and same_architecture(self._started_with, path)
+            in_place = bool(canary) and fits and self._sync != "restart"
+            if in_place and self._update(policy, path, canary):
                 return
         self.close()
         self._start(policy, path)
@@ -142,6 +148,7 @@ class SamplerPool:
             SamplerActor, self._engine, policy, str(path), self._seed, gpus=self._gpus
         )
         self._get(self._actor.policy.remote(), f"the {self._engine.kind} engine to start")
+        self._started_with = path
         self._policy = policy
 
     def _matches(self, canary: Canary, *, updated: bool) -> bool:
