@@ -115,7 +115,7 @@ class Policies:
     def _made(self, name: str) -> tuple[int, str]:
         """Optimiser steps of a policy since its start, and that start."""
         manifest = json.loads((self._ledger.policy_dir(name) / "MANIFEST.json").read_text())
-        steps = manifest.get("steps", manifest["report"]["steps"])
+        steps = manifest.get("steps", manifest["report"].get("steps")) or 0
         return steps, manifest.get("start", "base")
 
     def staging(self, name: str) -> Path:
@@ -158,7 +158,7 @@ class Policies:
         manifest = {
             "policy": name,
             "start": start,
-            "steps": report["steps"] if steps is None else steps,
+            "steps": report.get("steps") if steps is None else steps,
             "fingerprint": fingerprint,
             "files": {f.name: {"bytes": f.stat().st_size, "sha256": file_sha256(f)} for f in files},
             "report": report,
