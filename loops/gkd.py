@@ -38,7 +38,7 @@ class GKDOptions(LoopOptions):
     """The data set's completion, with columns of the prompt filled in."""
     kind: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd"] = "jsd"
     """The divergence."""
-    beta: float = Field(0.5, ge=0, lt=1)
+    beta: float = Field(0.5, gt=0, lt=1)
     """The teacher's share in the mixture of jsd; how far the skewed kinds are skewed."""
     temperature: float = Field(1.0, gt=0)
     """Divides both models' logits in the loss."""

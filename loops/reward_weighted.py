@@ -51,7 +51,7 @@ class RewardWeightedOptions(LoopOptions):
     """What the teacher sees after the prompt, columns filled in; null: nothing more than we."""
     kind: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd"] = "jsd"
     """The divergence."""
-    beta: float = Field(0.5, ge=0, lt=1)
+    beta: float = Field(0.5, gt=0, lt=1)
     """The teacher's share in the mixture of jsd; how far the skewed kinds are skewed."""
     steps_per_sync: int | None = Field(None, ge=1)
     """Optimiser steps between two samplings; default: the round's."""

@@ -132,7 +132,7 @@ class Policies:
     def _made(self, name: str) -> tuple[int, str]:
         """Optimiser steps of a policy since its start, and that start."""
         manifest = json.loads((self._ledger.policy_dir(name) / "MANIFEST.json").read_text())
-        steps = manifest.get("steps", manifest["report"]["steps"])
+        steps = manifest.get("steps", manifest["report"].get("steps")) or 0
         return steps, manifest.get("start", "base")
 
     def forget(self, name: str) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from selfkd.distillation import GKD
 from selfkd.errors import UsageError
 from selfkd.records import Example
+from selfkd.sampling.weights import same_architecture
 from selfkd.training.base import Stretch
 from selfkd.training.hidden import check_head
 from selfkd.training.trainer import LocalTrainer, _load, _make_trainer
@@ -286,6 +287,9 @@ def test_a_padded_head_is_compared_on_what_both_have(tiny_model, tmp_path) -> No
     made = task(tmp_path / "job", tiny_model, examples(), "teacher", ref_path=str(padded), epochs=1)
     report = LocalTrainer().train(made)
     assert report.loss_first == pytest.approx(0, abs=1e-6)
+    # An engine that holds one cannot be given the other's weights.
+    assert same_architecture(tiny_model, made.out_dir)
+    assert not same_architecture(tiny_model, padded)
 
 
 def test_a_model_that_changes_its_logits_is_refused(tiny_model) -> None:

@@ -11,6 +11,7 @@ from selfkd.provenance import versions
 from selfkd.sampling.actor import EngineOptions, Progress, SamplerActor, Shard, ShardRequests
 from selfkd.sampling.base import Answer, Sampling, Work
 from selfkd.sampling.sync import Canary, Get, Weights, WeightSync
+from selfkd.sampling.weights import same_architecture
 from selfkd.stopping import Patient
 
 CALLERS = 64
@@ -65,6 +66,8 @@ class SamplerPool:
         self._policy = ""
         self._changing = threading.RLock()
         """Held while the actor or its weights are replaced."""
+        self._started_with: Path | None = None
+        """Where the engine's process got its first weights from."""
         self.restarts = 0
 
     def generate(
@@ -173,7 +176,8 @@ class SamplerPool:
     def hold(self, policy: str, path: Path, canary: Canary, check: Check | None = None) -> None:
         """Make the engine hold `policy`, verified against `canary` where there is one.
 
-        Weights are replaced in place where that can be verified, or else by a fresh engine.
+        Weights are replaced in place where that can be verified, or else by a fresh engine; so is
+        a model of another shape, such as a teacher that samples.
         """
         weights, get = Weights(policy, path, canary), self.getter(check)
         if (actor := self.stale(weights)) and self._sync.update([actor], weights, get):
@@ -191,9 +195,11 @@ class SamplerPool:
             )
 
     def stale(self, weights: Weights) -> Any:
-        """The engine's actor, if it runs, holds other weights, and new ones could be verified."""
+        """The engine's actor, if it runs, holds other weights of that shape, and new ones could be
+        verified."""
         update = self._actor is not None and self._policy != weights.policy and weights.canary
-        return self._actor if update else None
+        fits = self._started_with and same_architecture(self._started_with, weights.path)
+        return self._actor if update and fits else None
 
     def took(self, weights: Weights, get: Get) -> None:
         """The engine was given weights: it holds them from now on, or is closed if it does not."""
@@ -233,6 +239,7 @@ class SamplerPool:
             self._actor.versions.remote(), f"the {self._engine.kind} engine to start{asked}"
         )
         self._compare(*there)
+        self._started_with = path
         self._policy = policy
 
     def _compare(self, node: str, there: Mapping[str, str]) -> None:

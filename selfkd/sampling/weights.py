@@ -31,6 +31,19 @@ def stored_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in shapes.items() if not name.endswith(optional)}
 
 
+def same_architecture(one: str | Path, other: str | Path) -> bool:
+    """Whether one model's weights can take the place of another's: all but dtype is alike."""
+
+    def config(path: str | Path) -> dict[str, object]:
+        read = json.loads((Path(path) / "config.json").read_text())
+        return {k: v for k, v in read.items() if k not in _INCIDENTAL}
+
+    return config(one) == config(other)
+
+
+_INCIDENTAL = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache")
+
+
 def check_weights(path: str | Path, held: Shapes) -> None:
     """Raise DataError unless the model directory `path` holds the tensors of `held`, no others.
 
