@@ -132,10 +132,10 @@ def stand_in_run(folder: Path, samples: int, rounds: int) -> Any:
     from selfkd.ledger import Ledger
     from selfkd.models import pull
     from selfkd.prompts import open_prompts
-    from selfkd.run import Setting
     from selfkd.sampling.actor import EngineOptions
     from selfkd.sampling.pool import SamplerPool
     from selfkd.sampling.sync import Reload
+    from selfkd.setting import Setting
     from selfkd.trainers import Trainers
 
     class StandInRun(Run):

@@ -15,7 +15,8 @@ from selfkd.memory import Footprint, context_length, footprint
 from selfkd.models import check_model_dir, resolve_model
 from selfkd.progress import Reporter
 from selfkd.prompts import PromptSource, open_prompts, require_answers
-from selfkd.run import Run, Setting
+from selfkd.run import Run
+from selfkd.setting import Setting
 
 
 @contextlib.contextmanager

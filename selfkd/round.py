@@ -1,10 +1,9 @@
 """One round and its verbs. Each verb is durable: asked again, it returns what it recorded."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from selfkd.judging import OWN, JudgeSpec
 from selfkd.ledger import Step
@@ -13,19 +12,12 @@ from selfkd.overlap import Asked
 from selfkd.pairs import DEMONSTRATION, PairRule
 from selfkd.policies import Policy
 from selfkd.prompts import PromptSource
-from selfkd.records import (
-    Pair,
-    Prompt,
-    Teaching,
-    content_hash,
-    prompts_table,
-    read_prompts,
-    read_rows,
-)
+from selfkd.records import Pair, Prompt, Teaching, content_hash, read_rows
 from selfkd.rules import Rule
 from selfkd.rundir import ANCHORS, AUDIT, CONTROLS, HELDOUT
 from selfkd.sampling.base import Sampling
 from selfkd.segments import Segment, cut
+from selfkd.steps import Steps
 from selfkd.tables import Anchors, Judgements, Kept, Pairs, Samples, Scored, Taught, decisions
 from selfkd.teaching import ServedTeacher
 from selfkd.verbs.control import judge_controls
@@ -34,6 +26,7 @@ from selfkd.verbs.generate import sample_shards
 from selfkd.verbs.judge import judge_shards
 from selfkd.verbs.keep import record_decisions
 from selfkd.verbs.pair import record_pairs
+from selfkd.verbs.prompts import recorded_prompts
 from selfkd.verbs.score import record_scores
 from selfkd.verbs.teach import teach_shards
 from selfkd.verbs.train import Plan, train_policy
@@ -44,13 +37,12 @@ if TYPE_CHECKING:
     from selfkd.run import Run
 
 
-class Round:
+class Round(Steps):
     """What policy `round-N` does: it samples, is judged, and its kept samples train the next."""
 
     def __init__(self, run: "Run", number: int, policy: str, *, behind: int = 0) -> None:
         """`behind` says that `policy` is not the newest, by so many rounds."""
-        self.run = run
-        self.number = number
+        super().__init__(run, number)
         self.policy = policy
         self._behind = behind
         self.rng = np.random.default_rng([run.config.seed, number])
@@ -85,7 +77,7 @@ class Round:
             return begun
         version = self.run.policies.get(policy or self.policy)
         sampling = sampling or self.run.config.sampling
-        prompts, tokens, recorded = self._prompts(prompts, view, sampling, label)
+        prompts, tokens, recorded = recorded_prompts(self, prompts, view, sampling, label)
         args = {
             "prompts": recorded.fingerprint,
             "n": n,
@@ -96,7 +88,7 @@ class Round:
         }
         if self._behind:
             args["behind"] = self._behind
-        step = self._step("generate", label, args, len(prompts) * n)
+        step = self.step("generate", label, args, len(prompts) * n)
         samples = Samples(
             step,
             prompts,
@@ -106,27 +98,6 @@ class Round:
         )
         self.run.owed.append(samples)
         return samples
-
-    def _prompts(
-        self,
-        source: PromptSource | Sequence[Prompt],
-        view: View,
-        sampling: Sampling,
-        label: str,
-    ) -> tuple[list[Prompt], pa.ChunkedArray, Step]:
-        """The prompts that fit, their tokens under `view`, and the step that records them."""
-        drawn = source.train(self.number) if isinstance(source, PromptSource) else list(source)
-        identity = content_hash([[p.id, dict(p.columns)] for p in drawn])
-        args = {"prompts": identity, "view": view.name}
-        step = self._step("prompts", label, args, len(drawn))
-        if not step.finished:
-            limit = self.run.setting.context - sampling.max_tokens
-            tokens = self.run.render_all([view(p) for p in drawn])
-            fits = [i for i, ids in enumerate(tokens) if len(ids) <= limit]
-            step.write(0, prompts_table([drawn[i] for i in fits], [tokens[i] for i in fits]))
-            self.finish(step, {"prompts": len(fits), "too_long": len(drawn) - len(fits)})
-        table = step.read(0)
-        return read_prompts(table), table.column("tokens"), step
 
     def demonstrate(
         self,
@@ -141,10 +112,10 @@ class Round:
         from them.
         """
         sampling = self.run.config.sampling
-        prompts, _, asked = self._prompts(prompts, plain, sampling, label)
+        prompts, _, asked = recorded_prompts(self, prompts, plain, sampling, label)
         identity = content_hash([texts[p.id] for p in prompts])
         args = {"prompts": asked.fingerprint, "texts": identity, "policy_name": DEMONSTRATION}
-        step = self._step("generate", label, args, len(prompts))
+        step = self.step("generate", label, args, len(prompts))
         if not step.finished:
             record_demonstrations(self, step, prompts, texts)
         return Samples(step, prompts, 1, lambda: iter(()), DEMONSTRATION)
@@ -164,7 +135,7 @@ class Round:
         if judge.engine:
             asked = self.run.policies.get(self.policy if judge.engine == OWN else judge.engine)
             args |= {"policy": asked.fingerprint, "policy_name": asked.name}
-        step = self._step("judge", label, args, samples.count)
+        step = self.step("judge", label, args, samples.count)
         told = self._judgements(step, label) if judge.writes else None
 
         def produce() -> None:
@@ -182,9 +153,7 @@ class Round:
     def _judgements(self, judging: Step, label: str) -> Judgements:
         name = f"{label}-judgements" if label else "judgements"
         args = {"judging": judging.fingerprint}
-        return Judgements(
-            self._step("prompts", name, args, 0), self._step("generate", name, args, 0)
-        )
+        return Judgements(self.step("prompts", name, args, 0), self.step("generate", name, args, 0))
 
     def _add_controls(self, scored: Scored, judge: JudgeSpec, asked: Policy | None) -> None:
         """Once a round, have controls judged after the samples, if the config asks for them."""
@@ -198,7 +167,7 @@ class Round:
             "controls": options.model_dump(exclude={"action"}),
         }
         verbs = ("prompts", "generate", "judge")
-        prompts, planted, judged = (self._step(verb, CONTROLS, args, 0) for verb in verbs)
+        prompts, planted, judged = (self.step(verb, CONTROLS, args, 0) for verb in verbs)
         scored.then = lambda: judge_controls(
             self, prompts, planted, judged, scored, judge, self.run.calls_for(judge, asked)
         )
@@ -242,7 +211,7 @@ class Round:
         texts = dict(answers or {})
         given = content_hash([[s.id, rewards.get(s.id), texts.get(s.id)] for s in samples.rows])
         args = {"samples": samples.step.fingerprint, "judge": judge, "rewards": given}
-        step = self._step("judge", label, args, samples.count)
+        step = self.step("judge", label, args, samples.count)
         if not step.finished:
             record_scores(self, step, samples.rows, rewards, texts, judge)
         return Scored(step, samples, lambda: None)
@@ -258,7 +227,7 @@ class Round:
         label = label or samples.step.label
         names = {"teacher": teacher.name, "top_k": teacher.top_k, "view": view.name}
         args = {"samples": samples.step.fingerprint} | names
-        step = self._step("teach", label, args, samples.count)
+        step = self.step("teach", label, args, samples.count)
         if not step.finished:
             teach_shards(self, step, samples, teacher, view)
         rows = [t for table in step.tables() for t in read_rows(table, Teaching)]
@@ -283,7 +252,7 @@ class Round:
         args = {"scored": scored.step.fingerprint, "rule": rule.name, "seed": self.run.config.seed}
         if weights:
             args["weights"] = weights.name
-        step = self._step("keep", label, args, 0)
+        step = self.step("keep", label, args, 0)
         if not step.finished:
             tables = decisions(scored, rule, [self.run.config.seed, self.number], weights)
             record_decisions(self, step, tables, rule.name)
@@ -301,8 +270,8 @@ class Round:
             part.wait()
         inputs = [part.step.fingerprint for part in parts]
         args = {"scored": inputs, "rule": rule.name, "seed": self.run.config.seed}
-        kept = self._step("keep", label, args, 0)
-        step = self._step("pair", label, args, 0)
+        kept = self.step("keep", label, args, 0)
+        step = self.step("pair", label, args, 0)
         record_pairs(self, kept, step, parts, rule)
         return Pairs(step, parts, [p for t in step.tables() for p in read_rows(t, Pair)])
 
@@ -367,7 +336,7 @@ class Round:
         plan = Plan(origin, reached, ref, options, steps, segment)
         if segment:
             args |= {"first": segment.first, "total": segment.total, "from": plan.here.fingerprint}
-        step = self._step("train", segment.label if segment else "", args, 0)
+        step = self.step("train", segment.label if segment else "", args, 0)
         with self.run.overlapping(self, trains=not step.finished):
             if not step.finished:
                 train_policy(self, step, objective, plan)
@@ -403,36 +372,3 @@ class Round:
         rewards = place.judge(samples, judge).mean_rewards()
         self.run.gate(place, measured, rewards)
         return rewards
-
-    # -- records --------------------------------------------------------------------------------
-
-    def _step(self, verb: str, label: str, args: dict[str, Any], total: int) -> Step:
-        step = self.run.ledger.step(self.number, verb, label, args)
-        if not step.finished:
-            self.run.emit(
-                "step_started",
-                round=self.number,
-                step=step.path.name,
-                verb=verb,
-                label=label,
-                total=total,
-            )
-        return step
-
-    def progress(self, step: Step, done: int, total: int, **fields: Any) -> None:
-        """Tell how far a step is."""
-        self.run.progress(self.number, step, done, total, **fields)
-
-    def finish(self, step: Step, summary: dict[str, Any], *, seconds: float | None = None) -> None:
-        """Record that a step is complete, and tell."""
-        step.finish(summary, seconds=seconds)
-        assert step.manifest is not None
-        self.run.emit(
-            "step_finished",
-            round=self.number,
-            step=step.path.name,
-            verb=step.verb,
-            label=step.label,
-            seconds=step.manifest["seconds"],
-            summary=summary,
-        )

@@ -4,10 +4,9 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from selfkd.alarms import Alarm
 from selfkd.chat import render_all, same_tokenizer
@@ -33,6 +32,7 @@ from selfkd.round import Round
 from selfkd.rundir import HELDOUT
 from selfkd.samplers import make_sampler
 from selfkd.sampling.replicas import Sampler
+from selfkd.setting import Setting
 from selfkd.tables import Anchors, Samples, Scored
 from selfkd.trainers import Trainers
 from selfkd.training.base import TrainJob, TrainReport
@@ -45,22 +45,6 @@ class EndOfRun(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What was settled before a run starts: model, engine kind, memory, devices."""
-
-    model_path: Path
-    tokenizer: Any
-    engine: Literal["vllm", "transformers"]
-    swap: bool
-    """Sampler and trainer take turns in memory."""
-    context: int
-    """Longest prompt plus completion, tokens."""
-    sampler: Place
-    """What the sampler reserves of the cluster, each of its replicas."""
-    trainer: Place
 
 
 class Run:

@@ -18,9 +18,10 @@ from selfkd.ledger import Ledger
 from selfkd.nested import Nested
 from selfkd.prompts import open_prompts
 from selfkd.records import Sample, Verdict
-from selfkd.run import EndOfRun, Run, Setting
+from selfkd.run import EndOfRun, Run
 from selfkd.sampling.actor import Progress, Shard
 from selfkd.sampling.base import Completion, Sampling, Work
+from selfkd.setting import Setting
 from selfkd.training.base import TrainJob, TrainReport
 from tests.testbed.charmodel import char_tokenizer
 from tests.testbed.play import JUDGES
