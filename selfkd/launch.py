@@ -24,6 +24,7 @@ from selfkd.ledger import (
     write_atomically,
 )
 from selfkd.locks import RunLock
+from selfkd.mirror import Mirror
 from selfkd.progress import Reporter
 from selfkd.provenance import provenance
 from selfkd.reporting import Reports
@@ -36,7 +37,7 @@ SCHEMA = 1
 """Version of the run directory's layout."""
 
 OPERATIONAL = re.compile(
-    r"rounds|report_to|judging\.(?!anchors).*|cluster\..*|controls\.action|alarms\..*"
+    r"rounds|report_to|storage|judging\.(?!anchors).*|cluster\..*|controls\.action|alarms\..*"
     r"|keep_policies\..*"
     r"|engine\.(max_num_seqs|kv_cache_gib|gpu_memory|replicas|tensor_parallel_size|sync|residency"
     r"|max_restarts|start_timeout)"
@@ -181,7 +182,9 @@ def execute(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: boo
     parent = read_run(path)[1].get("parent")
     report_to = resolved.config.report_to
     again = parent["again"] if parent and "again" in parent else None
+    storage = resolved.config.storage
     with (
+        Mirror(storage, path) if storage else contextlib.nullcontext(),
         Reports(path, report_to, reporter) as reports,
         RunLock(path) as lock,
         StopSignals() as stop,
