@@ -29,7 +29,7 @@ def nodes() -> Iterator[Any]:
     """A head without CPUs, and two nodes with one each."""
     from ray.cluster_utils import Cluster as Nodes
 
-    small = {"object_store_memory": 100 * 2**20}
+    small: dict[str, Any] = {"object_store_memory": 100 * 2**20}
     started = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, **small})
     for _ in range(2):
         started.add_node(num_cpus=1, **small)
