@@ -28,8 +28,8 @@ override, to the working directory. `prompts`, `judge`, `gold_judge` and `cluste
 string: `prompts: my.jsonl`, `judge: my_judge.py:score`, `cluster: auto`.
 
 On resume only keys may change that say how a run is carried out and not what it computes:
-`rounds`, `report_to`, `alarms.*`, `controls.action`, `cluster.*`, `keep_policies.*`, `judging.*`
-but for `anchors`, of `engine` `max_num_seqs`, `kv_cache_gib`, `gpu_memory`, `replicas`,
+`rounds`, `report_to`, `storage`, `alarms.*`, `controls.action`, `cluster.*`, `keep_policies.*`,
+`judging.*` but for `anchors`, of `engine` `max_num_seqs`, `kv_cache_gib`, `gpu_memory`, `replicas`,
 `tensor_parallel_size`, `sync`, `residency`, `max_restarts` and `start_timeout`, and of a judge what
 is no part of its identity, such as the budget of `teacher`. For anything else there is
 `selfkd fork`.

@@ -105,6 +105,9 @@ class Config(Options):
     report_to: list[TrackerName] | None = None
     """Trackers that get the figures as the run goes on; none of them can stop it. Default:
     tensorboard where it is installed; []: nobody."""
+    storage: str | None = None
+    """An object store that the run is copied to as it goes on, such as s3://bucket/runs; with
+    `selfkd resume s3://bucket/runs/NAME` another machine goes on with it."""
     chat_template: str | None = None
     """A .jinja file, or plain; default: the tokenizer's own."""
 

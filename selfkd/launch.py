@@ -25,6 +25,7 @@ from selfkd.ledger import (
     write_atomically,
 )
 from selfkd.locks import Presence, RunLock
+from selfkd.mirror import Mirror
 from selfkd.progress import Reporter
 from selfkd.provenance import provenance
 from selfkd.reporting import Reports
@@ -40,7 +41,7 @@ SCHEMA = 1
 """Version of the run directory's layout."""
 
 OPERATIONAL = re.compile(
-    r"rounds|report_to|judging\.(?!anchors).*|cluster\..*|controls\.action|alarms\..*"
+    r"rounds|report_to|storage|judging\.(?!anchors).*|cluster\..*|controls\.action|alarms\..*"
     r"|keep_policies\..*"
     r"|engine\.(max_num_seqs|kv_cache_gib|gpu_memory|replicas|tensor_parallel_size|sync|residency"
     r"|max_restarts|start_timeout)"
@@ -192,7 +193,9 @@ def execute(
     parent = read_run(path)[1].get("parent") or {}
     again = parent.get("again")
     play = play or (judge_again if again else lambda run: resolved.loop.fn(run, resolved.options))
+    storage = resolved.config.storage
     with (
+        Mirror(storage, path) if storage else contextlib.nullcontext(),
         Reports(path, resolved.config.report_to, reporter) as reports,
         RunLock(path) as lock,
         Presence() as presence,

@@ -1,30 +1,21 @@
 """One round and its verbs. Each verb is durable: asked again, it returns what it recorded."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from selfkd.judging import OWN, JudgeSpec
-from selfkd.ledger import Step
 from selfkd.objectives import Guide, Objective, Which
 from selfkd.overlap import Asked
 from selfkd.pairs import DEMONSTRATION, PairRule
 from selfkd.prompts import PromptSource
-from selfkd.records import (
-    Pair,
-    Prompt,
-    Teaching,
-    content_hash,
-    prompts_table,
-    read_prompts,
-    read_rows,
-)
+from selfkd.records import Pair, Prompt, Teaching, content_hash, read_rows
 from selfkd.rules import Rule
 from selfkd.rundir import AUDIT, HELDOUT
 from selfkd.sampling.base import Sampling
 from selfkd.segments import Segment, cut
+from selfkd.steps import Steps
 from selfkd.tables import Kept, Pairs, Samples, Scored, Taught, decisions
 from selfkd.teaching import ServedTeacher
 from selfkd.verbs.control import watch_judge
@@ -33,6 +24,7 @@ from selfkd.verbs.generate import sample_shards
 from selfkd.verbs.judge import judge_shards, judgement_steps
 from selfkd.verbs.keep import record_decisions
 from selfkd.verbs.pair import record_pairs
+from selfkd.verbs.prompts import recorded_prompts
 from selfkd.verbs.score import record_scores
 from selfkd.verbs.teach import teach_shards
 from selfkd.verbs.train import Plan, train_policy
@@ -43,13 +35,12 @@ if TYPE_CHECKING:
     from selfkd.run import Run
 
 
-class Round:
+class Round(Steps):
     """What policy `round-N` does: it samples, is judged, and its kept samples train the next."""
 
     def __init__(self, run: "Run", number: int, policy: str, *, behind: int = 0) -> None:
         """`behind` says that `policy` is not the newest, by so many rounds."""
-        self.run = run
-        self.number = number
+        super().__init__(run, number)
         self.policy = policy
         self._behind = behind
         self.rng = np.random.default_rng([run.config.seed, number])
@@ -86,7 +77,7 @@ class Round:
             return begun
         version = self.run.policies.get(policy or self.policy)
         sampling = sampling or self.run.config.sampling
-        prompts, tokens, recorded = self._prompts(prompts, view, sampling, label)
+        prompts, tokens, recorded = recorded_prompts(self, prompts, view, sampling, label)
         args = {
             "prompts": recorded.fingerprint,
             "n": n,
@@ -108,27 +99,6 @@ class Round:
         self.run.owed.append(samples)
         return samples
 
-    def _prompts(
-        self,
-        source: PromptSource | Sequence[Prompt],
-        view: View,
-        sampling: Sampling,
-        label: str,
-    ) -> tuple[list[Prompt], pa.ChunkedArray, Step]:
-        """The prompts that fit, their tokens under `view`, and the step that records them."""
-        drawn = source.train(self.number) if isinstance(source, PromptSource) else list(source)
-        identity = content_hash([[p.id, dict(p.columns)] for p in drawn])
-        args = {"prompts": identity, "view": view.name}
-        step = self.step("prompts", label, args, len(drawn))
-        if not step.finished:
-            limit = self.run.setting.context - sampling.max_tokens
-            tokens = self.run.render_all([view(p) for p in drawn])
-            fits = [i for i, ids in enumerate(tokens) if len(ids) <= limit]
-            step.write(0, prompts_table([drawn[i] for i in fits], [tokens[i] for i in fits]))
-            self.finish(step, {"prompts": len(fits), "too_long": len(drawn) - len(fits)})
-        table = step.read(0)
-        return read_prompts(table), table.column("tokens"), step
-
     def demonstrate(
         self, prompts: Sequence[Prompt], texts: Mapping[str, str], *, label: str
     ) -> Samples:
@@ -138,7 +108,7 @@ class Round:
         from them.
         """
         sampling = self.run.config.sampling
-        prompts, _, asked = self._prompts(prompts, plain, sampling, label)
+        prompts, _, asked = recorded_prompts(self, prompts, plain, sampling, label)
         identity = content_hash([texts[p.id] for p in prompts])
         args = {"prompts": asked.fingerprint, "texts": identity, "policy_name": DEMONSTRATION}
         step = self.step("generate", label, args, len(prompts))
@@ -362,37 +332,3 @@ class Round:
         rewards = place.judge(samples, judge).mean_rewards()
         self.run.gate(place, measured, rewards)
         return rewards
-
-    # -- records --------------------------------------------------------------------------------
-
-    def step(self, verb: str, label: str, args: dict[str, Any], total: int) -> Step:
-        """The step of this round that `args` describe, recorded or new; a new one is told of."""
-        step = self.run.ledger.step(self.number, verb, label, args)
-        if not step.finished:
-            self.run.emit(
-                "step_started",
-                round=self.number,
-                step=step.path.name,
-                verb=verb,
-                label=label,
-                total=total,
-            )
-        return step
-
-    def progress(self, step: Step, done: int, total: int, **fields: Any) -> None:
-        """Tell how far a step is."""
-        self.run.progress(self.number, step, done, total, **fields)
-
-    def finish(self, step: Step, summary: dict[str, Any], *, seconds: float | None = None) -> None:
-        """Record that a step is complete, and tell."""
-        step.finish(summary, seconds=seconds)
-        assert step.manifest is not None
-        self.run.emit(
-            "step_finished",
-            round=self.number,
-            step=step.path.name,
-            verb=step.verb,
-            label=step.label,
-            seconds=step.manifest["seconds"],
-            summary=summary,
-        )

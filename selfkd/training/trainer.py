@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class LocalTrainer:
 
     def __init__(self, threads: int | None = None) -> None:
         torch.set_num_threads(threads or cores())
-        self._kept: tuple[Identity, Any] | None = None
+        self._kept: _Kept | None = None
         """The model that was saved last: the next training often starts from it."""
 
     def meeting_point(self) -> tuple[str, int]:
@@ -117,9 +118,11 @@ class LocalTrainer:
         canary = _canary(model, examples)
         whole = job.merged_dir if adapter else job.out_dir
         if whole:
+            # Saving rounds them too, and unlike the weights they are not meant to be.
+            buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
             save(model, dtype, Path(job.start_path), Path(whole))
             if not torch.cuda.is_available():  # there TRL leaves its marks on a model
-                self._kept = (_identity(whole), model)
+                self._kept = _Kept(_identity(whole), model, buffers)
         report = _report(trainer, examples, started, step_seconds, canary)
         del trainer, model
         _give_back_memory()
@@ -128,8 +131,11 @@ class LocalTrainer:
     def _model(self, job: TrainJob) -> Any:
         """The model to train, in float32: the one in memory if it is what is stored there."""
         kept, self._kept = self._kept, None
-        if kept and kept[0] == _identity(job.start_path):
-            return _with_adapter(kept[1].float().requires_grad_(True), job)
+        if kept and kept.identity == _identity(job.start_path):
+            model = kept.model.float().requires_grad_(True)
+            for name, buffer in model.named_buffers():
+                buffer.copy_(kept.buffers[name])
+            return _with_adapter(model, job)
         del kept
         return _load(job)
 
@@ -140,6 +146,15 @@ class LocalTrainer:
 
 
 Identity = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A model in memory, and the files that hold the same weights."""
+
+    identity: Identity
+    model: Any
+    buffers: dict[str, torch.Tensor]
 
 
 def _identity(path: str) -> Identity:

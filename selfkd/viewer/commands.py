@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,13 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def find_run(run: Path, runs: Path) -> Path:
-    """A run given by its directory or by its name under `runs`."""
+    """A run given by its directory, by its name under `runs`, or by the place it is stored in:
+    then a copy under `runs`."""
+    # A path has lost one of the slashes of s3://bucket/runs/NAME.
+    if stored := re.fullmatch(r"([a-z][a-z0-9+.-]+):/+(.+)", str(run)):
+        from selfkd.mirror import fetch_run
+
+        return fetch_run(f"{stored[1]}://{stored[2]}", runs)
     if (run / "run.yaml").exists() or not (runs / run / "run.yaml").exists():
         return run
     return runs / run
