@@ -1,4 +1,4 @@
-"""Which judge scores, with which options, and how many of its failures a run puts up with.
+"""Which judge scores, and with which options.
 
 A judge takes options in one of two ways. Either it has a parameter called `options`, annotated
 with a pydantic model (`JudgeOptions` is a good base); or its keyword parameters are its options:
@@ -10,7 +10,6 @@ import difflib
 import functools
 import inspect
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
-from selfkd.errors import DataError, UsageError
+from selfkd.errors import UsageError
 from selfkd.options import Options
 from selfkd.plugins import JudgePlugin, absolute_spec, find_judge
-from selfkd.records import Verdict, content_hash
+from selfkd.records import content_hash
 
 if TYPE_CHECKING:
     from selfkd.judgecalls import Caller
@@ -189,43 +188,6 @@ def options_doc(plugin: JudgePlugin) -> list[tuple[str, str, Any, str]]:
         )
         for name, field in _options_model(plugin).model_fields.items()
     ]
-
-
-def check_failures(verdicts: Sequence[Verdict], max_rate: float, total: int) -> None:
-    """DataError if errors and time-outs are more than the share `max_rate` of `total` samples.
-
-    `verdicts` are those so far. `unparsed` and `abstained` are judgements and do not count.
-    """
-    failed = [v for v in verdicts if v.status in FAILURES]
-    if len(failed) > max_rate * total:
-        raise DataError(
-            f"judge {failed[0].judge!r} failed on {len(failed)} of {len(verdicts)} samples "
-            f"({_unscored(verdicts)}), more than the share {max_rate:g} of {total}; for example "
-            f"{failed[0].rationale}",
-            remedy="mend the judge (see `selfkd judge test`) or raise judging.max_failure_rate; on "
-            "resume the failed ones are judged again",
-        )
-
-
-def check_scored(verdicts: Sequence[Verdict], max_unscored: float, total: int) -> None:
-    """DataError if more than the share `max_unscored` of `total` samples have no reward.
-
-    Whatever the reason: what is selected among the rest is mostly what the judge could read.
-    """
-    unscored = [v for v in verdicts if v.reward is None]
-    if len(unscored) > max_unscored * total:
-        example = next((f"; for example {v.rationale}" for v in unscored if v.rationale), "")
-        raise DataError(
-            f"judge {unscored[0].judge!r} gave {len(unscored)} of {len(verdicts)} samples no "
-            f"reward ({_unscored(verdicts)}), more than the share {max_unscored:g} of {total}"
-            f"{example[:300]}",
-            remedy="see why with `selfkd judge test`, or raise judging.max_unscored",
-        )
-
-
-def _unscored(verdicts: Sequence[Verdict]) -> str:
-    counts = Counter(v.status for v in verdicts if v.reward is None)
-    return ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
 
 
 def _takes_model(plugin: JudgePlugin) -> bool:

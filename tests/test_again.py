@@ -126,6 +126,29 @@ def test_a_fork_that_was_killed_goes_on(tmp_path: Path) -> None:
     assert {name: again[name] for name in shards} == {name: whole[name] for name in shards}
 
 
+def test_the_policies_themselves_judge_what_they_sampled(tmp_path: Path) -> None:
+    path = made(tmp_path).ledger.path
+    own = {"draws": 2, "template": "{question}{response}[", "score_pattern": r"^([0-5])",
+           "max_tokens": 20, "retries": 0, "unfenced": True}  # fmt: skip
+    fork, _ = rejudge_run(path, JudgeSpec("self_reward", own), None)
+    asked = []
+
+    def scores(policy: str, prompt: str, index: int) -> str:
+        assert prompt.endswith("[")
+        asked.append(policy)
+        return "5" if ";" in prompt else "1"
+
+    run = opened(fork, scores)
+    judge_again(run)
+    run.finish()
+    rows = round_rows(fork)
+    assert [r["reward_mean"] for r in rows] == [3.0, 3.0]
+    # Each round's samples are judged by the policy of that round, twice.
+    assert sorted(asked) == ["base"] * 64 + ["round-1"] * 64
+    assert rows[0]["extra"]["judgements"]["samples"] == 64
+    assert rows[0]["agreement"]["auc"] == 0.5
+
+
 def test_controls_ride_along_where_the_run_has_them(tmp_path: Path) -> None:
     path = made(tmp_path, controls={"per_round": 2}).ledger.path
     rows = carried_out(rejudge_run(path, spec(tmp_path), None)[0])

@@ -6,9 +6,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from selfkd.controls import CONTROL, KINDS
-from selfkd.errors import DataError
+from selfkd.errors import DataError, UsageError
+from selfkd.launch import resume_run
 from selfkd.metrics import alarms, round_rows
 from selfkd.rundir import round_steps
 from selfkd.viewer.show import show_samples
@@ -135,3 +137,22 @@ def test_a_run_killed_between_samples_and_controls_goes_on(tmp_path: Path) -> No
         (run.ledger.path / "rounds/000/06-judge-controls/manifest.json").read_text()
     )["summary"]
     assert summary["controls"]["order"]["failed"] == 2
+
+
+def test_what_may_change_on_resume_is_what_becomes_of_a_failure(tmp_path: Path) -> None:
+    run = start(tmp_path, "exact", per_round=2, action="stop")
+    path = run.ledger.path
+    assert resume_run(path, ["controls.action=warn"]).config.controls.action == "warn"
+    with pytest.raises(UsageError, match=r"controls.margin: 0.0 -> 1.0"):
+        resume_run(path, ["controls.margin=1"])
+
+
+def test_a_run_that_began_before_a_key_existed_has_its_default(tmp_path: Path) -> None:
+    run = start(tmp_path, "exact")
+    file = run.ledger.path / "run.yaml"
+    recorded = yaml.safe_load(file.read_text())
+    del recorded["controls"], recorded["judging"]["cache"]
+    file.write_text(yaml.safe_dump(recorded))
+    assert resume_run(run.ledger.path).config.controls.per_round == 0
+    with pytest.raises(UsageError, match=r"controls.per_round: 0 -> 3"):
+        resume_run(run.ledger.path, ["controls.per_round=3"])

@@ -15,13 +15,7 @@ from selfkd.controls import ControlOptions
 from selfkd.errors import DataError, InfrastructureError, UsageError
 from selfkd.judgepool import JudgePool
 from selfkd.judgetest import spec_of, try_judge
-from selfkd.judging import (
-    JudgeSpec,
-    check_failures,
-    check_scored,
-    options_doc,
-    resolve_judge,
-)
+from selfkd.judging import JudgeSpec, options_doc, resolve_judge
 from selfkd.plugins import find_judge
 from selfkd.records import Prompt, Sample, Verdict
 from selfkd.reportcard import report_card
@@ -529,50 +523,6 @@ def test_options_are_documented(folder: Path) -> None:
         "Largest difference that still counts as equal.",
     )
     assert options_doc(find_judge("regex"))[0][1:3] == ("re.Pattern[str] (required)", None)
-
-
-def test_failures_above_the_allowed_share_end_the_run() -> None:
-    def verdicts(**counts: int) -> list[Verdict]:
-        rewards = {"ok": 1.0}
-        return [
-            Verdict("s", "p", "mine", rewards.get(status), status, rationale=f"{status} of s")  # type: ignore[arg-type]
-            for status, count in counts.items()
-            for _ in range(count)
-        ]
-
-    check_failures([], 0.0, 0)
-    check_failures(verdicts(ok=90, error=5, timeout=5), 0.1, 100)
-    check_failures(verdicts(unparsed=50, abstained=50), 0.0, 100)
-    with pytest.raises(DataError) as caught:
-        check_failures(verdicts(ok=80, error=7, timeout=4, unparsed=9), 0.1, 100)
-    expected = "judge 'mine' failed on 11 of 100 samples (7 error, 4 timeout, 9 unparsed), "
-    assert str(caught.value).startswith(
-        expected + "more than the share 0.1 of 100; for example error of s"
-    )
-    assert caught.value.exit_code == 4
-    # Told as soon as it is certain, and not before.
-    check_failures(verdicts(error=10), 0.1, 100)
-    with pytest.raises(DataError, match="failed on 11 of 11 samples"):
-        check_failures(verdicts(error=11), 0.1, 100)
-
-
-def test_too_few_rewards_end_the_run_whatever_the_reason() -> None:
-    def verdicts(**counts: int) -> list[Verdict]:
-        return [
-            Verdict("s", "p", "mine", 1.0 if s == "ok" else None, s, rationale=f"why {s}")  # type: ignore[arg-type]
-            for s, count in counts.items()
-            for _ in range(count)
-        ]
-
-    check_scored([], 0.0, 0)
-    check_scored(verdicts(ok=50, unparsed=30, abstained=20), 0.5, 100)
-    with pytest.raises(DataError) as caught:
-        check_scored(verdicts(ok=49, unparsed=30, abstained=20, error=1), 0.5, 100)
-    assert str(caught.value).startswith(
-        "judge 'mine' gave 51 of 100 samples no reward (20 abstained, 1 error, 30 unparsed), more "
-        "than the share 0.5 of 100; for example why unparsed"
-    )
-    assert caught.value.exit_code == 4 and "max_unscored" in str(caught.value)
 
 
 # -- selfkd judge test ----------------------------------------------------------------------------

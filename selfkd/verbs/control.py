@@ -20,7 +20,7 @@ from selfkd.records import (
     samples_table,
 )
 from selfkd.tables import Samples, Scored
-from selfkd.verbs.judge import verdict_summary
+from selfkd.tally import Tally
 
 if TYPE_CHECKING:
     from selfkd.round import Round
@@ -54,7 +54,7 @@ def judge_controls(
         verdicts = [v for table in judged.tables() for v in read_rows(table, Verdict)]
         by_id = {v.sample_id: v.reward for v in verdicts}
         results = check([(c.view, c.prompt.id, by_id[c.id]) for c in controls], options)
-        summary = verdict_summary(verdicts, judge.spec)
+        summary = Tally(verdicts).summary(judge.spec)
         round.finish(judged, {**summary, "controls": {k: asdict(r) for k, r in results.items()}})
         if failed := failing(judged.summary["controls"]):
             text = f"judge {judge.name!r} fails controls: {failed}"

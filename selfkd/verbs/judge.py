@@ -3,13 +3,11 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from selfkd.enginecalls import EngineCalls, Told
-from selfkd.judging import FAILURES, JudgeSpec, check_failures, check_scored
+from selfkd.judging import FAILURES, JudgeSpec
 from selfkd.ledger import Step
 from selfkd.records import (
     VERDICTS,
@@ -22,6 +20,7 @@ from selfkd.records import (
     samples_table,
 )
 from selfkd.tables import Judgements, Samples
+from selfkd.tally import Tally
 from selfkd.verbs.generate import drawn_sample, samples_summary
 
 if TYPE_CHECKING:
@@ -45,8 +44,9 @@ def judge_shards(
     if calls and calls.policy.name != samples.policy:
         samples.wait()  # the engine holds one policy at a time
     step.started = time.monotonic()
-    found = {index: read_rows(step.read(index), Verdict) for index in step.shards()}
-    owed: list[tuple[int, list[Sample]]] = []
+    limits = round.run.config.judging
+    tally = Tally()
+    owed: list[tuple[int, list[Sample], list[Verdict]]] = []
     waited = 0.0
 
     def batches() -> Iterator[list[Sample]]:
@@ -54,30 +54,31 @@ def judge_shards(
         waiting = time.monotonic()
         for index, batch in samples.batches():
             waited += time.monotonic() - waiting
-            if missing := _missing(judge, batch, found.get(index, [])):
-                owed.append((index, batch))
+            recorded = read_rows(step.read(index), Verdict) if step.has(index) else []
+            missing = _missing(judge, batch, recorded)
+            ids = {s.id for s in missing}
+            known = [v for v in recorded if v.sample_id not in ids]
+            tally.add(known)
+            if missing:
+                owed.append((index, batch, known))
                 yield missing
             waiting = time.monotonic()
         waited += time.monotonic() - waiting
 
     for position, verdicts in enumerate(round.run.judge_batches(judge, batches(), calls)):
-        index, batch = owed[position]
+        index, batch, known = owed[position]
         if calls and told:
             _record(round, told, index, calls.policy.name, calls.told(s.id for s in batch))
-        known = {v.sample_id: v for v in [*found.get(index, []), *verdicts]}
-        found[index] = [known[s.id] for s in batch]
-        step.write(index, rows_table(found[index], VERDICTS))
-        recorded = _all(found)
-        _check(round, recorded, samples.count)
-        rewards = _rewards(recorded)
-        mean = float(np.mean(rewards)) if rewards else None
-        round.progress(step, len(recorded), samples.count, reward_mean=mean)
-    recorded = _all(found)
-    _check(round, recorded, len(recorded))
+        by_id = {v.sample_id: v for v in [*known, *verdicts]}
+        step.write(index, rows_table([by_id[s.id] for s in batch], VERDICTS))
+        tally.add(verdicts)
+        tally.check(limits.max_failure_rate, limits.max_unscored, samples.count)
+        round.progress(step, tally.judged, samples.count, reward_mean=tally.mean)
+    tally.check(limits.max_failure_rate, limits.max_unscored, tally.judged)
     seconds = time.monotonic() - step.started - waited
     if told:
         _finish(round, told, calls.policy.name if calls else "")
-    round.finish(step, verdict_summary(recorded, judge.spec), seconds=seconds)
+    round.finish(step, tally.summary(judge.spec), seconds=seconds)
 
 
 def _missing(judge: JudgeSpec, batch: list[Sample], verdicts: Sequence[Verdict]) -> list[Sample]:
@@ -90,16 +91,6 @@ def _missing(judge: JudgeSpec, batch: list[Sample], verdicts: Sequence[Verdict])
         prompts = {s.prompt.id for s in missing}
         return [s for s in batch if s.prompt.id in prompts]
     return missing
-
-
-def _check(round: "Round", verdicts: Sequence[Verdict], total: int) -> None:
-    limits = round.run.config.judging
-    check_failures(verdicts, limits.max_failure_rate, total)
-    check_scored(verdicts, limits.max_unscored, total)
-
-
-def _all(shards: Mapping[int, Sequence[Verdict]]) -> list[Verdict]:
-    return [verdict for index in sorted(shards) for verdict in shards[index]]
 
 
 # -- judgements -----------------------------------------------------------------------------------
@@ -134,21 +125,3 @@ def _finish(round: "Round", told: Judgements, policy: str) -> None:
     summary = samples_summary(told.step, policy, prompts)
     draws = math.ceil(summary["samples"] / prompts) if prompts else 0
     round.finish(told.step, {**summary, "draws": draws}, seconds=0.0)
-
-
-# -- verdicts -------------------------------------------------------------------------------------
-
-
-def _rewards(verdicts: Sequence[Verdict]) -> list[float]:
-    return [v.reward for v in verdicts if v.reward is not None]
-
-
-def verdict_summary(verdicts: Sequence[Verdict], judge: str) -> dict[str, Any]:
-    """What a step of verdicts says of them, `judge` being whose they are."""
-    rewards = _rewards(verdicts)
-    return {
-        "judge": judge,
-        "scored": len(rewards),
-        "unscored": dict(Counter(v.status for v in verdicts if v.reward is None)),
-        "reward_mean": float(np.mean(rewards)) if rewards else None,
-    }

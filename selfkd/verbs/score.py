@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from selfkd.ledger import Step
 from selfkd.records import VERDICTS, Sample, Verdict, rows_table
-from selfkd.verbs.judge import verdict_summary
+from selfkd.tally import Tally
 
 if TYPE_CHECKING:
     from selfkd.round import Round
@@ -22,7 +22,7 @@ def record_scores(
     """One verdict a sample; a sample without a reward is unparsed."""
     verdicts = [_verdict(s, rewards.get(s.id), answers.get(s.id), judge) for s in samples]
     step.write(0, rows_table(verdicts, VERDICTS))
-    round.finish(step, verdict_summary(verdicts, judge))
+    round.finish(step, Tally(verdicts).summary(judge))
 
 
 def _verdict(sample: Sample, reward: float | None, answer: str | None, judge: str) -> Verdict:
