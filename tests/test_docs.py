@@ -68,3 +68,21 @@ def test_the_readme_judge_works_as_printed(tmp_path):
     assert judge(Sample("a", prompt, 0, "Yes, please.")) == 1.0
     assert judge(Sample("b", prompt, 0, "Go away.")) == 0.0
     assert judge(Sample("c", prompt, 0, "")) is None
+
+
+def test_the_snippets_of_the_kernel_page_run_one_after_the_other():
+    page = (ROOT / "docs" / "kernel.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(snippets) == 4
+    scope: dict[str, object] = {}
+    for snippet in snippets:
+        exec(snippet, scope)
+
+
+def test_the_kernel_page_shows_the_arithmetic_that_the_benchmark_prints(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr("sys.argv", ["kernel_gpu.py", "--roofline"])
+    import kernel_gpu
+
+    kernel_gpu.main()
+    assert capsys.readouterr().out in (ROOT / "docs" / "kernel.md").read_text()
