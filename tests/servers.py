@@ -24,6 +24,7 @@ Behaviour = Callable[["Asked"], Any]
 class Asked:
     """One request, and the how-manieth of this server and of its question it is (from 1)."""
 
+    path: str
     body: dict[str, Any]
     number: int
     attempt: int
@@ -53,11 +54,13 @@ class Server:
         return f"http://127.0.0.1:{self.port}/v1"
 
     async def answer(self, request: Request) -> Response:
-        """Serve a chat completion."""
+        """Serve a request, by default as a chat completion."""
         body = await request.json()
         key = json.dumps(body, sort_keys=True)
         attempts = Counter(json.dumps(a.body, sort_keys=True) for a in self.asked)
-        asked = Asked(body, len(self.asked) + 1, attempts[key] + 1, dict(request.headers))
+        asked = Asked(
+            request.url.path, body, len(self.asked) + 1, attempts[key] + 1, dict(request.headers)
+        )
         self.asked.append(asked)
         self.times.append(time.monotonic())
         self.running += 1
@@ -116,7 +119,7 @@ class Host:
 def hosting() -> Iterator[Host]:
     """Listen in a thread of this process."""
     host = Host()
-    routes = [Route("/v1/chat/completions", host.answer, methods=["POST"])]
+    routes = [Route("/{path:path}", host.answer, methods=["POST"])]
     config = uvicorn.Config(
         Starlette(routes=routes), host="127.0.0.1", port=0, log_level="critical", lifespan="off"
     )

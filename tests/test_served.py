@@ -23,6 +23,8 @@ from selfkd.served.connection import Connection
 from selfkd.served.faults import retry_after
 from selfkd.served.options import ServerOptions
 from selfkd.served.pace import Pace
+from selfkd.served.scoring import VllmTeacher
+from selfkd.teaching import Lesson, ServedTeacher
 from tests.servers import Asked, Host, Server, failed, hosting, said
 
 
@@ -436,6 +438,57 @@ def test_a_server_without_log_probabilities_says_so(server: Server) -> None:
     message = {"role": "user", "content": "rate"}
     (found,) = caller.weigh([Choices("s", (message,), ("Yes", "No"))])
     assert found.error == "the server tells no log-probabilities"
+
+
+# -- vLLM's server --------------------------------------------------------------------------------
+
+
+def as_vllm(asked: Asked) -> Any:
+    """Tokens are characters; each is as likely as its code says, and so is the next one."""
+    if asked.path == "/tokenize":
+        body = asked.body
+        text = body.get("prompt") or "".join(m["content"] for m in body["messages"]) + ":"
+        assert body.get("add_special_tokens") is False or body["add_generation_prompt"] is True
+        return JSONResponse({"tokens": [ord(c) for c in text]})
+    assert (asked.path, asked.body["max_tokens"]) == ("/v1/completions", 1)
+    places: list[Any] = [None]
+    for token in asked.body["prompt"][1:]:
+        near = range(token, token + max(1, asked.body["prompt_logprobs"]))
+        places.append({str(t): {"logprob": -t / 100, "rank": 1} for t in near})
+    choice = {"index": 0, "text": "x", "finish_reason": "length", "prompt_logprobs": places}
+    return said("", asked.body, choices=[choice])
+
+
+def test_vllm_weighs_texts_exactly(server: Server) -> None:
+    server.behave = as_vllm
+    caller = server_calls(options(server, api="vllm"))
+    message = {"role": "user", "content": "q"}
+    told, alone = caller.weigh(
+        [Choices("s", (message,), ("AB", "AC"), "> "), Choices("t", (message,), ("AB",), "> ")]
+    )
+    # Of several choices what they share is given; of one, only its opening is.
+    assert told.logprobs == pytest.approx([-ord("B") / 100, -ord("C") / 100])
+    assert (told.lengths, alone.lengths) == ((1, 1), (2,))
+    assert alone.logprobs == pytest.approx([-(ord("A") + ord("B")) / 100])
+    read = [a.body["prompt"] for a in server.asked if a.path == "/v1/completions"]
+    assert sorted("".join(map(chr, tokens)) for tokens in read) == ["q:> AB", "q:> AB", "q:> AC"]
+    assert told.prompt_tokens == 20
+
+
+def test_a_teacher_on_vllm_tells_the_likeliest_tokens_of_a_completion(server: Server) -> None:
+    server.behave = as_vllm
+    teacher: ServedTeacher = VllmTeacher(options(server, api="vllm"), top_k=2)
+    places = teacher.likeliest([Lesson((1, 2, 3), (10, 20)), Lesson((1,), (30,))])
+    assert places == [
+        [{10: -0.1, 11: -0.11}, {20: -0.2, 21: -0.21}],
+        [{30: -0.3, 31: -0.31}],
+    ]
+    server.behave = lambda asked: None
+    with pytest.raises(InfrastructureError, match="tells no prompt_logprobs: is it vLLM"):
+        teacher.likeliest([Lesson((1, 2), (3,))])
+    server.behave = lambda asked: failed(404, "no such model")
+    with pytest.raises(UsageError, match="leave out api: vllm"):
+        teacher.likeliest([Lesson((1, 2), (4,))])
 
 
 # -- options --------------------------------------------------------------------------------------

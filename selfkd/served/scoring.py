@@ -12,6 +12,7 @@ from selfkd.errors import InfrastructureError
 from selfkd.judgecalls import Choices, Likelihoods, StopJudging
 from selfkd.served.connection import Connection, Request, Response
 from selfkd.served.options import ServerOptions
+from selfkd.teaching import Lesson
 
 Place = Mapping[int, float]
 """Token ids and their log-probabilities at one place of a text."""
@@ -145,7 +146,7 @@ def _likelihoods(rows: Sequence[tuple[int, Response, list[int]]]) -> Likelihoods
 
 
 class VllmTeacher:
-    """A served teacher for distillation: the likeliest tokens at each place of a completion.
+    """A served teacher (`selfkd.teaching.ServedTeacher`) on vLLM's server, for `round.teach`.
 
     It must have the policy's tokenizer. vLLM tells of 20 tokens at most unless its server was
     started with a larger `--max-logprobs`.
@@ -156,8 +157,8 @@ class VllmTeacher:
         self.top_k = top_k
         self._scorer = VllmScorer(options, Connection(options, folder))
 
-    def likeliest(self, lessons: Sequence[Any]) -> list[list[Place]]:
-        """For each lesson (`prompt_tokens`, `completion_tokens`) a mapping a completion token."""
+    def likeliest(self, lessons: Sequence[Lesson]) -> list[list[Place]]:
+        """For each lesson one mapping a completion token, of `top_k` tokens."""
         asked = [(lesson.prompt_tokens, lesson.completion_tokens) for lesson in lessons]
         try:
             return self._scorer.likeliest(asked, self.top_k)

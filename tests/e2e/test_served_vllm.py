@@ -23,6 +23,7 @@ from selfkd.records import Prompt, Sample
 from selfkd.served.calls import server_calls
 from selfkd.served.options import ServerOptions
 from selfkd.served.scoring import VllmTeacher
+from selfkd.teaching import Lesson, ServedTeacher
 from tests.engines import drawn
 
 pytestmark = [
@@ -138,15 +139,12 @@ def test_a_served_teacher_tells_the_likeliest_tokens(url: str, smollm2: Path) ->
     import torch
     from transformers import AutoModelForCausalLM
 
-    class Lesson:
-        prompt_tokens = (1, 520, 9531, 198)
-        completion_tokens = (504, 2988, 314, 216, 36)
-
-    teacher = VllmTeacher(ServerOptions.model_validate(options(url)), top_k=8)
-    (places,) = teacher.likeliest([Lesson()])
+    lesson = Lesson((1, 520, 9531, 198), (504, 2988, 314, 216, 36))
+    teacher: ServedTeacher = VllmTeacher(ServerOptions.model_validate(options(url)), top_k=8)
+    (places,) = teacher.likeliest([lesson])
     assert [len(place) for place in places] == [8] * 5
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16).eval()
-    tokens = torch.tensor([[*Lesson.prompt_tokens, *Lesson.completion_tokens]])
+    tokens = torch.tensor([[*lesson.prompt_tokens, *lesson.completion_tokens]])
     with torch.no_grad():
         logits = model(tokens).logits[0].float().log_softmax(-1)
     for place, row in zip(places, logits[3:8], strict=True):
