@@ -30,7 +30,8 @@ demo: model  ## a small model teaches itself to add (10 minutes on 2 cores)
 	@$(SELFKD) run loops/rest_em.yaml
 
 test: lint model  ## lint, types and every test, real models included
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n 2 --dist loadfile -m "not slow"
+	$(PY) -m pytest -q -m slow
 
 testbed: setup  ## the loops on a tiny character model, three seeds
 	SELFKD_TESTBED_SEEDS=0,1,2 $(PY) -m pytest -q -m testbed

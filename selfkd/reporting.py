@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from selfkd.errors import InfrastructureError
 from selfkd.hardware import installed
 from selfkd.ledger import make_directory
 from selfkd.progress import Reporter
@@ -42,10 +43,13 @@ class Reports:
     def start(self) -> None:
         """Start a process for each tracker that is installed; the run must hold its lock."""
         for name in self._wanted:
-            if installed(name):
-                self._running[name] = self._start(name)
-            else:
+            if not installed(name):
                 self._warn(f"{name} is not installed, so nothing is sent to it", name, True)
+                continue
+            try:
+                self._running[name] = self._start(name)
+            except (OSError, InfrastructureError) as error:
+                self._warn(f"{name} cannot be started: {error}", name)
 
     def _start(self, name: TrackerName) -> subprocess.Popen[bytes]:
         folder = self._run_dir / "tracking"

@@ -14,7 +14,6 @@ from selfkd.errors import DataError
 from selfkd.launch import read_run
 from selfkd.metrics import SUCCESS
 from selfkd.records import (
-    PROMPTS,
     SAMPLES,
     VERDICTS,
     Finish,
@@ -86,19 +85,25 @@ def _recorded(run_dir: Path) -> Labelled:
     for number in round_numbers(run_dir):
         steps = round_steps(run_dir, number)
         main = [s for s in steps if not s.label]
-        prompts = {p.id: p for t in _tables(main, "prompts", PROMPTS) for p in read_prompts(t)}
+        prompts = {p.id: p for t in _tables(main, "prompts", PROMPT) for p in read_prompts(t)}
         samples += [
-            s for t in _tables(main, "generate", SAMPLES) for s in read_samples_table(t, prompts)
+            s
+            for t in _tables(main, "generate", SAMPLES.names)
+            for s in read_samples_table(t, prompts)
         ]
-        for table in _tables([s for s in steps if s.label == label], "judge", VERDICTS):
+        for table in _tables([s for s in steps if s.label == label], "judge", VERDICTS.names):
             for row in table.to_pylist():
                 if row["reward"] is not None:
                     gold[row["sample_id"]] = float(row["reward"] >= SUCCESS)
     return Labelled(samples, gold)
 
 
-def _tables(steps: Sequence[StepRecord], verb: str, schema: pa.Schema) -> Iterator[pa.Table]:
-    return (table for step in of_verb(steps, verb) for table in step.tables(schema.names))
+PROMPT = ("id", "messages", "answer", "columns")
+"""What a judge sees of a prompt; older runs have no more of it."""
+
+
+def _tables(steps: Sequence[StepRecord], verb: str, names: Sequence[str]) -> Iterator[pa.Table]:
+    return (table for step in of_verb(steps, verb) for table in step.tables(names))
 
 
 def is_gold(run_dir: Path) -> bool:

@@ -96,3 +96,21 @@ def test_the_compositions_of_the_judges_page_can_be_built(tmp_path):
     specs = [resolve_judge(yaml.safe_load(text)["judge"], tmp_path) for text in configs]
     assert [spec.engine for spec in specs] == ["own", "own"]
     assert [len(spec.identity()) for spec in specs] == [16, 16]
+
+
+def test_the_snippets_of_the_kernel_page_run_one_after_the_other():
+    page = (ROOT / "docs" / "kernel.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(snippets) == 4
+    scope: dict[str, object] = {}
+    for snippet in snippets:
+        exec(snippet, scope)
+
+
+def test_the_kernel_page_shows_the_arithmetic_that_the_benchmark_prints(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr("sys.argv", ["kernel_gpu.py", "--roofline"])
+    import kernel_gpu
+
+    kernel_gpu.main()
+    assert capsys.readouterr().out in (ROOT / "docs" / "kernel.md").read_text()

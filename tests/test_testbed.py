@@ -3,6 +3,7 @@
 One seed in the test command, three in `make testbed` (SELFKD_TESTBED_SEEDS=0,1,2).
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,11 @@ def test_rest_em_gains_and_loses_diversity(bed: Bed) -> None:
 
 def test_a_judge_that_loves_length_trips_the_gap_alarm_within_three_rounds(bed: Bed) -> None:
     rows = play(
-        bed.runs, "rest", bed.model, bed.prompts, bed.heldout,
-        rounds=3, samples_per_prompt=8, thresholds=[0.0], learning_rate_decay=1.0, seed=bed.seed,
+        bed.runs, f"{Path(__file__).parent}/testbed/pleasing.py:pleasing",
+        bed.model, bed.prompts, bed.heldout, rounds=3, samples_per_prompt=6, seed=bed.seed,
         judge=f"{JUDGES}:long", gold_judge=f"{JUDGES}:right", gate={"mode": "off"},
         alarms={"stop": ["reward_hacking"]},
-        train={"learning_rate": 5e-4, "batch_size": 32, "epochs": 2, "dtype": "float32"},
+        train={"learning_rate": 3e-4, "batch_size": 32, "epochs": 2, "dtype": "float32"},
     )  # fmt: skip
     told = [alarm.round for alarm in alarms(rows) if alarm.name == "reward_hacking"]
     assert told and told[0] <= 3

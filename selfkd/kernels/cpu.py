@@ -117,7 +117,7 @@ class CpuEngine:
             into_CV is not None,
             torch.get_num_threads(),
         )
-        return Rows(*figures, None if into_CV is None else self._written(student_CV))
+        return Rows(*figures, None if into_CV is None else self._written(student_CV))  # pyright: ignore[reportCallIssue]
 
     def softmax(self, logits_CV: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         figures = torch.empty(3, len(logits_CV))

@@ -130,7 +130,7 @@ class TorchEngine:
                 torch.mul(pull, scale, out=into_CV[part])
             return loss, entropy(log_q), entropy(log_p), same
 
-        return Rows(*_in_blocks(block, student_CV), into_CV)
+        return Rows(*_in_blocks(block, student_CV), into_CV)  # pyright: ignore[reportCallIssue]
 
     def softmax(self, logits_CV: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         def block(part: slice) -> tuple[Tensor, ...]:

@@ -27,7 +27,7 @@ class TritonEngine(TorchEngine):
     def __init__(self, multiply: torch.dtype, device: torch.device) -> None:
         if multiply not in (torch.float32, torch.bfloat16):
             raise Unavailable(f"{multiply} is left to torch")
-        if device.type != "cuda" and not triton.knobs.runtime.interpret:
+        if device.type != "cuda" and not triton.knobs.runtime.interpret:  # pyright: ignore[reportAttributeAccessIssue]
             raise Unavailable(f"the tensors are on {device}")
         super().__init__(multiply, device)
         problem = _probe(device)
@@ -63,7 +63,7 @@ class TritonEngine(TorchEngine):
             EVEN=measure.teacher_share == 0.5,
             GRADIENT=into_CV is not None,
         )
-        return Rows(*figures, into_CV)
+        return Rows(*figures, into_CV)  # pyright: ignore[reportCallIssue]
 
     def softmax(self, logits_CV: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         figures = logits_CV.new_empty(3, len(logits_CV))

@@ -28,7 +28,10 @@ def labels_of(case: Case) -> Tensor:
     return torch.where(case.token_weight != 0, 0, IGNORED)
 
 
-def logits_of(case: Case, hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def logits_of(
+    case: Case, hidden: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    assert bias is not None and case.teacher_bias is not None
     taught = case.teacher_hidden @ case.teacher_weight.T + case.teacher_bias
     return (hidden @ weight.T + bias)[None], taught[None]
 
@@ -68,6 +71,7 @@ def test_normalizers_have_other_names(gkd_loss):
     step, _ = case.dense(normalizer=40)
     theirs = gkd_loss(*both, labels, num_items_in_batch=40)
     assert step.loss.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert case.token_weight is not None
     case.token_weight[:] = 1
     everything, _ = case.dense(normalizer=1)
     assert everything.loss.item() == pytest.approx(gkd_loss(*both).item(), rel=1e-5)

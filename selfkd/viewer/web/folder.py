@@ -56,9 +56,12 @@ class Folder:
 def _glance(run_dir: Path) -> Row:
     try:
         rounds = read_lines(run_dir / "metrics.jsonl")
-        found = run_alarms(run_dir, rounds) if rounds else []
+    except DataError:
+        rounds = []
+    try:
+        found = run_alarms(run_dir, rounds)
     except (DataError, KeyError):  # damaged, or written by a version with other figures
-        rounds, found = [], []
+        found = []
     return {
         "rewards": [r.get("reward_mean") for r in rounds],
         "heldout": [r.get("heldout_reward") for r in rounds],
