@@ -59,7 +59,8 @@ def composed(
 
     What it says of itself follows from the judges among its options: it compares with reference
     answers if all of them do; it needs answers, calls and so on if any of them does. `own_caller`:
-    it brings a caller, so its inner judges ask no policy of the run. `ready` as in `@judge`; the
+    it brings a caller, so its inner judges ask no policy of the run, and its verdicts are paid for
+    and kept. `ready` as in `@judge`; the
     inner judges' own is called besides.
     """
 
@@ -80,6 +81,7 @@ def composed(
         engine=(lambda options: None) if own_caller else _policy,
         writes=False if own_caller else any_of("writes"),
         compares=any_of("compares"),
+        cacheable=own_caller,
         ready=check_ready,
     )
 

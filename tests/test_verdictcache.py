@@ -224,3 +224,9 @@ def test_a_judge_says_whether_its_verdicts_may_be_kept(tmp_path: Path) -> None:
     assert not kept("either") and kept("either", frozen=True)
     assert not kept("own")  # what it is told is recorded, so it has to be told
     assert not resolve_judge("number", tmp_path).cacheable
+    teacher = {"use": "teacher", "judge": "self_reward", "model": "m", "base_url": "http://a:1/v1"}
+    served = resolve_judge(teacher, tmp_path)
+    assert served.cacheable and served.calls and not served.writes
+    elsewhere = resolve_judge(teacher | {"base_url": "http://b:1/v1"}, tmp_path)
+    assert served.identity() == elsewhere.identity()  # the same model, reached in another way
+    assert served.identity() != resolve_judge(teacher | {"model": "n"}, tmp_path).identity()
