@@ -28,7 +28,7 @@ def right(policy: str, text: str, k: int) -> str:
 
 @pytest.mark.parametrize(
     ("said", "reason", "alarm"),
-    [("", "empty", "acceptance"), ("1+" * 30, "truncated", "truncation")],
+    [("", "empty", "low_acceptance"), ("1+" * 30, "truncated", "truncation")],
 )
 def test_a_model_that_says_nothing_or_never_ends_teaches_nothing(
     tmp_path, sums, said, reason, alarm
