@@ -203,7 +203,8 @@ def execute(
     ):
         inherited = parent["round"] - 1 if parent else -1
         offered = _origin(path, parent, resolved) if parent and not again else None
-        ledger = Ledger(path, inherited=inherited, offered=offered)
+        # Workers of a cluster that was joined have another working directory.
+        ledger = Ledger(path.resolve(), inherited=inherited, offered=offered)
         if lock.stale:
             text = f"process {lock.stale.get('pid')} ended without finishing this run; going on"
             reporter.event("message", text=text, level="warning")

@@ -4,6 +4,7 @@ The screen holds a table that grows, alarms and gate decisions below it, and the
 step at the bottom; messages scroll away above. Narrow terminals lose columns, never their shape.
 """
 
+import os
 import time
 from typing import IO, TextIO, cast
 
@@ -31,7 +32,12 @@ class RichReporter:
 
     def __init__(self, stream: TextIO, *, clock: Clock = time.monotonic) -> None:
         self._console = Console(
-            file=cast("IO[str]", SafeStream(stream)), highlight=False, markup=False, emoji=False
+            file=cast("IO[str]", SafeStream(stream)),
+            highlight=False,
+            markup=False,
+            emoji=False,
+            # NO_COLOR alone would leave bold and dim text.
+            color_system=None if "NO_COLOR" in os.environ else "auto",
         )
         self._unicode = shows_unicode(stream)
         self._clock = clock

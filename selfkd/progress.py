@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from selfkd.board import Board, Fields, clock_text
 from selfkd.roundtable import COLUMNS, title_of
-from selfkd.terminal import SafeStream, visible
+from selfkd.terminal import DULL, SafeStream, visible
 
 if TYPE_CHECKING:
     from selfkd.liveview import RichReporter
@@ -39,7 +39,7 @@ def make_reporter(
     out = stream or sys.stdout
     if json_events:
         return JsonReporter(out)
-    if out and out.isatty() and os.environ.get("TERM", "") not in {"dumb", "unknown"}:
+    if out and out.isatty() and os.environ.get("TERM", "") not in DULL:
         from selfkd.liveview import RichReporter
 
         return RichReporter(out)

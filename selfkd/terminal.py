@@ -5,6 +5,9 @@ import os
 import unicodedata
 from typing import TextIO
 
+DULL = {"dumb", "unknown"}
+"""Values of TERM of a terminal that can neither move its cursor nor colour."""
+
 _CONTROL = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories that move the cursor, change direction, hide or break lines."""
 

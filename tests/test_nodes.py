@@ -127,5 +127,6 @@ def test_a_node_that_dies_costs_no_shard_and_a_strange_one_is_refused(
     metadata.write_text("Metadata-Version: 2.1\nName: selfkd\nVersion: 9.9.9\n")
     nodes.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)})
     with pytest.raises(UsageError, match=r"selfkd is 9\.9\.9, on this machine "):
-        list(generate(0, 400))
+        for pool in sampler.pools:
+            pool.held("base", tiny_model, [])
     sampler.close()

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from selfkd.errors import SelfkdError, UsageError
+from selfkd.terminal import DULL
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, or its name.")]
 RunDirs = Annotated[list[Path], typer.Argument(metavar="RUN...")]
@@ -32,7 +33,8 @@ def find_run(run: Path, runs: Path) -> Path:
     if stored := re.fullmatch(r"([a-z][a-z0-9+.-]+):/+(.+)", str(run)):
         from selfkd.mirror import fetch_run
 
-        return fetch_run(f"{stored[1]}://{stored[2]}", runs)
+        root = "/" if stored[1] == "file" else ""
+        return fetch_run(f"{stored[1]}://{root}{stored[2]}", runs)
     if (run / "run.yaml").exists() or not (runs / run / "run.yaml").exists():
         return run
     return runs / run
@@ -51,7 +53,8 @@ def resumable(run: Path) -> Iterator[None]:
 
 def colour() -> bool:
     """Whether stdout wants colour."""
-    return bool(sys.stdout and sys.stdout.isatty()) and "NO_COLOR" not in os.environ
+    plain = "NO_COLOR" in os.environ or os.environ.get("TERM", "") in DULL
+    return bool(sys.stdout and sys.stdout.isatty()) and not plain
 
 
 def curves(
