@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from selfkd.errors import InfrastructureError
+from selfkd.errors import InfrastructureError, LockHeld
 from selfkd.hardware import installed
 from selfkd.ledger import make_directory
 from selfkd.progress import Reporter
@@ -70,7 +70,7 @@ class Reports:
         for name, process in list(self._running.items()):
             if process.poll() is not None:
                 del self._running[name]
-                if process.returncode:
+                if process.returncode not in (0, LockHeld.exit_code):
                     self._warn(self._last_words(name), name)
 
     def __exit__(

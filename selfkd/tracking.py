@@ -7,6 +7,7 @@ sends each figure once. Servers, projects and keys are those of each tracker's o
 (WANDB_PROJECT, WANDB_MODE, TRACKIO_SPACE_ID, MLFLOW_TRACKING_URI, ...).
 """
 
+import fcntl
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from selfkd.errors import InfrastructureError, UsageError
+from selfkd.errors import InfrastructureError, LockHeld, UsageError
 from selfkd.hardware import installed
 from selfkd.ledger import disk_error, make_directory, write_json
 from selfkd.metrics import complete_rows
@@ -139,7 +140,7 @@ def export(run_dir: Path, to: TrackerName, *, again: bool = False, follow: bool 
     """Send what was not sent yet; the number of points. `follow` goes on until the run ends.
 
     `again` sends everything, as a new run at the tracker. Raises UsageError where the tracker is
-    not installed, InfrastructureError where it fails.
+    not installed, LockHeld where another process is at it, InfrastructureError where it fails.
     """
     facts = run_facts(run_dir)
     if not installed(to):
@@ -147,6 +148,7 @@ def export(run_dir: Path, to: TrackerName, *, again: bool = False, follow: bool 
             f"{to} is not installed", where=f"--to {to}", remedy=f"pip install {package(to)}"
         )
     state = _State(run_dir, to, again=again)
+    state.claim()
     if not follow and not any(points(run_dir, state.after)):
         return 0
     config = {k: v for k, v in flatten(read_config(run_dir)).items() if v is not None}
@@ -192,9 +194,22 @@ class _State:
         self.id = str(known.get("id", ""))
         self.after = {axis: int(known.get(axis, -1)) for axis in ("round", "train")}
 
+    def claim(self) -> None:
+        """Be the only process that sends this run there, as long as this object lives.
+
+        The follower of a run that was killed may still be at it when the run is resumed.
+        """
+        make_directory(self._path.parent)
+        self._lock = self._path.with_suffix(".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LockHeld(
+                "another process sends this run there already", where=str(self._path.parent)
+            ) from error
+
     def sent(self, point: Point) -> None:
         self.after[point.axis] = point.number
-        make_directory(self._path.parent)
         write_json(self._path, {"id": self.id, **self.after})
 
 

@@ -29,6 +29,7 @@ def test_rest_em_gains_and_loses_diversity(bed: Bed) -> None:
     assert rows[-1]["unique"] <= 0.6 * rows[0]["unique"]
 
 
+@by_testbed_only
 def test_a_judge_that_loves_length_trips_the_gap_alarm_within_three_rounds(bed: Bed) -> None:
     rows = play(
         bed.runs, f"{Path(__file__).parent}/testbed/pleasing.py:pleasing",

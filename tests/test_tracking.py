@@ -11,7 +11,7 @@ import pytest
 
 from selfkd import reporting, tracking
 from selfkd.config import resolve
-from selfkd.errors import InfrastructureError, UsageError
+from selfkd.errors import InfrastructureError, LockHeld, UsageError
 from selfkd.ledger import Ledger
 from selfkd.locks import RunLock
 from selfkd.metrics import round_rows
@@ -76,6 +76,17 @@ def test_each_figure_is_sent_once_and_again_begins_anew(tmp_path):
     assert [step for step, _ in scalars(ledger.path)["round/reward_mean"]] == [0, 1]
     assert export(ledger.path, "tensorboard", again=True) == 6
     assert [step for step, _ in scalars(ledger.path)["round/reward_mean"]] == [0, 1]
+
+
+def test_two_processes_never_send_the_same_run(tmp_path):
+    ledger = new_run(tmp_path / "run")
+    play_round(ledger, 0)
+    first = tracking._State(ledger.path, "tensorboard", again=False)
+    first.claim()
+    with pytest.raises(LockHeld, match="another process"):
+        export(ledger.path, "tensorboard")
+    del first
+    assert export(ledger.path, "tensorboard") == 3
 
 
 def test_wandb_keeps_an_offline_run(tmp_path, monkeypatch):
