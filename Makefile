@@ -5,7 +5,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test testbed bench bench-kernel lint clean
+.PHONY: help setup model demo test long testbed bench bench-kernel lint clean
 export PYTHON PIP_ARGS
 
 PY := .venv/bin/python
@@ -32,6 +32,9 @@ demo: model  ## a small model teaches itself to add (10 minutes on 2 cores)
 test: lint model  ## lint, types and every test, real models included
 	$(PY) -m pytest -q -n 2 --dist loadfile -m "not slow"
 	$(PY) -m pytest -q -m slow
+
+long: setup  ## runs that are killed, random kills, several nodes
+	SELFKD_LONG=1 $(PY) -m pytest -q tests/test_resume.py tests/test_chaos.py tests/test_nodes.py
 
 testbed: setup  ## the loops on a tiny character model, three seeds
 	SELFKD_TESTBED_SEEDS=0,1,2 $(PY) -m pytest -q -m testbed

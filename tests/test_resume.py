@@ -17,7 +17,13 @@ from tests.chaos.check import Recorded, lost, recorded, rows, snapshot, wrong
 from tests.chaos.processes import Driver, WarmRay, gone
 from tests.chaos.world import World, tiny_world
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        "SELFKD_LONG" not in os.environ,
+        reason="ends or joins whole Ray clusters: make long runs it",
+    ),
+]
 
 
 @pytest.fixture(scope="module")
