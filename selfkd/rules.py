@@ -156,18 +156,27 @@ def at_most(count: int) -> Rule:
     return Rule(f"at_most({count})", drop, across=False)
 
 
-def top(count: int) -> Rule:
-    """The `count` best-rewarded of each prompt's candidates, ties broken by order."""
+def top(count: int, *, ties: bool = False) -> Rule:
+    """The `count` best-rewarded of each prompt's candidates.
+
+    Candidates of equal reward of which only some would fit are all dropped, because nothing but
+    their order would choose between them: a judge that gives everything the same reward then
+    teaches nothing. With `ties` the first of them fill up the count.
+    """
 
     def drop(c: Candidates, alive: list[int], rng: np.random.Generator) -> Reasons:
-        reasons = {}
-        for members in by_prompt(c, alive).values():
-            ranked = sorted(members, key=lambda i: -np.nan_to_num(c.rewards[i], nan=-np.inf))
-            for i in ranked[count:]:
-                reasons[i] = f"not in the best {count}"
+        reasons = {i: "unscored" for i in alive if np.isnan(c.rewards[i])}
+        for members in by_prompt(c, (i for i in alive if i not in reasons)).values():
+            ranked = sorted(members, key=lambda i: -c.rewards[i])
+            kept, rest = ranked[:count], ranked[count:]
+            reasons |= {i: f"not in the best {count}" for i in rest}
+            if rest and not ties and c.rewards[kept[-1]] == c.rewards[rest[0]]:
+                cut = c.rewards[rest[0]]
+                reasons |= {i: "tied" for i in ranked if c.rewards[i] == cut}
         return reasons
 
-    return Rule(f"top({count})", drop, across=False)
+    name = f"top({count}, ties)" if ties else f"top({count})"
+    return Rule(name, drop, across=False)
 
 
 def balanced() -> Rule:

@@ -18,6 +18,7 @@ KEEP: dict[str, Callable[..., Rule]] = {
     "at_least": lambda threshold: rules.above(threshold, inclusive=True),
     "at_most": rules.at_most,
     "balanced": rules.balanced,
+    "below": rules.below,
     "correct": rules.correct,
     "everything": rules.everything,
     "finished": rules.finished,
@@ -34,6 +35,8 @@ PAIR: dict[str, Callable[..., PairRule]] = {
 }
 COUNTED = ("at_most", "top", "k_zip", "right_wrong")
 """Rules whose number counts something."""
+FLAGS = ("truncated", "ties")
+"""Options that are recorded by their bare name."""
 
 
 def parse_rule(text: str) -> Rule | PairRule:
@@ -76,12 +79,12 @@ def _rule(tree: ast.expr, text: str) -> Rule | PairRule:
     values: list[Any] = []
     named: dict[str, Any] = {}
     for argument in call.args if call else []:
-        if isinstance(argument, ast.Name) and argument.id == "truncated":
-            named["truncated"] = True
+        if isinstance(argument, ast.Name) and argument.id in FLAGS:
+            named[argument.id] = True
         elif not (isinstance(argument, ast.Name) and argument.id == "all"):
             values.append(_number(argument, text))
     named |= {k.arg: _number(k.value, text) for k in (call.keywords if call else []) if k.arg}
-    numbers = [*values, *(v for k, v in named.items() if k != "truncated")]
+    numbers = [*values, *(v for k, v in named.items() if k not in FLAGS)]
     if name.id in COUNTED and any(type(n) is not int or n < 1 for n in numbers):
         raise _unreadable(text, f"{name.id} takes a whole number of at least 1")
     try:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from selfkd.pairs import best_worst
 from selfkd.records import Decision, read_rows
 from selfkd.rules import (
     Candidates,
@@ -15,6 +16,7 @@ from selfkd.rules import (
     top,
     unique,
 )
+from selfkd.rulesyntax import parse_rule
 from selfkd.tables import decide
 from selfkd.weights import LARGEST, by_advantage, by_reward, by_shortfall
 
@@ -74,12 +76,15 @@ def test_at_most_is_a_seeded_choice_not_the_first():
     assert len(others) > 1
 
 
-def test_top_ranks_unscored_last():
-    assert apply(top(1), candidates([None, 0.1, 0.9])) == [
-        "not in the best 1",
-        "not in the best 1",
-        None,
-    ]
+def test_top_keeps_no_sample_for_its_place_alone():
+    best, rest = None, "not in the best 2"
+    assert apply(top(2), candidates([None, 0.1, 0.9, 0.5])) == ["unscored", rest, best, best]
+    # Two of equal reward for one place: neither is better. One that is better stays.
+    assert apply(top(2), candidates([0.5, 0.5, 0.9, 0.1])) == ["tied", "tied", best, rest]
+    assert apply(top(2, ties=True), candidates([0.5, 0.5, 0.9, 0.1])) == [best, rest, best, rest]
+    # Where all fit there is nothing to choose; a constant judge chooses nothing.
+    assert apply(top(2), candidates([1.0, 1.0])) == [best, best]
+    assert apply(top(2), candidates([1.0] * 5)) == ["tied"] * 5
 
 
 def test_composition_counts_only_survivors():
@@ -122,3 +127,20 @@ def test_what_has_no_weight_is_dropped_with_the_reason():
     }  # fmt: skip
     assert [d.kept for d in decisions] == [d.reason == "kept" for d in decisions]
     assert len({d.reason for d in decisions} & {"weight 0", "no reward to weigh it by"}) >= 1
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        above(0.5) | at_most(2),
+        finished() | correct() | unique(),
+        top(2),
+        top(2, ties=True),
+        below(1) | everything(),
+        best_worst(0.5),
+        best_worst(0.5, truncated=True),
+    ],
+    ids=lambda rule: rule.name,
+)
+def test_a_recorded_rule_can_be_applied_again(rule):
+    assert parse_rule(rule.name).name == rule.name
