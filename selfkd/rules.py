@@ -169,7 +169,7 @@ def top(count: int, *, ties: bool = False) -> Rule:
         for members in by_prompt(c, (i for i in alive if i not in reasons)).values():
             ranked = sorted(members, key=lambda i: -c.rewards[i])
             kept, rest = ranked[:count], ranked[count:]
-            reasons |= {i: f"not in the best {count}" for i in rest}
+            reasons |= dict.fromkeys(rest, f"not in the best {count}")
             if rest and not ties and c.rewards[kept[-1]] == c.rewards[rest[0]]:
                 cut = c.rewards[rest[0]]
                 reasons |= {i: "tied" for i in ranked if c.rewards[i] == cut}
