@@ -30,11 +30,12 @@ demo: model  ## a small model teaches itself to add (10 minutes on 2 cores)
 	@$(SELFKD) run loops/rest_em.yaml
 
 test: lint model  ## lint, types and every test, real models included
-	$(PY) -m pytest -q -n 2 --dist loadfile -m "not slow"
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 	$(PY) -m pytest -q -m slow
 
-long: setup  ## runs that are killed, random kills, several nodes
-	SELFKD_LONG=1 $(PY) -m pytest -q tests/test_resume.py tests/test_chaos.py tests/test_nodes.py
+long: model  ## what takes too long for make test: thirty random kills, vLLM's server
+	$(PY) -m tests.chaos --kills 30 --seed 1
+	SELFKD_LONG=1 $(PY) -m pytest -q tests/e2e/test_served_vllm.py
 
 testbed: setup  ## the loops on a tiny character model, three seeds
 	SELFKD_TESTBED_SEEDS=0,1,2 $(PY) -m pytest -q -m testbed

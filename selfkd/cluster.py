@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from selfkd.errors import InfrastructureError, UsageError
+from selfkd.errors import InfrastructureError
 from selfkd.hardware import available_gib, cores, memory_gib
+from selfkd.joining import approach, check_reachable
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,8 @@ class Cluster:
             options |= {"address": "local", "num_cpus": cores(), "include_dashboard": False}
             options["object_store_memory"] = 256 * 2**20
         else:
-            _refuse_client(self.address)
             options["address"] = self.address
-            _check_reachable(self.address)
+            approach(self.address)
         _hush()
         try:
             with _own_sigterm():
@@ -225,7 +224,7 @@ class Cluster:
             return
         address = ray.get_runtime_context().gcs_address
         try:
-            _check_reachable(address, seconds=PATIENCE / 3)
+            check_reachable(address, seconds=PATIENCE / 3)
             self._answered = time.monotonic()
         except InfrastructureError as error:
             if now - self._answered > PATIENCE:
@@ -277,33 +276,6 @@ def _own_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, former)
-
-
-def _refuse_client(address: str) -> None:
-    """Ray's client cannot stream results out of an actor, nor see the files of this machine."""
-    if address.startswith("ray://"):
-        raise UsageError(
-            f"cannot drive a run through Ray's client ({address})",
-            where="cluster.address",
-            remedy="run selfkd on a node of the cluster with cluster=auto, as by `ray job submit`",
-        )
-
-
-def _check_reachable(address: str, seconds: float = 10) -> None:
-    """Try the port first: Ray itself waits for minutes on an address that nobody answers."""
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "")
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=seconds).close()
-    except OSError as error:
-        raise InfrastructureError(
-            f"nothing answers at Ray address {address} ({error.strerror or error})",
-            where="cluster.address",
-            remedy="start the cluster, or pass --local to run on this machine alone",
-        ) from error
 
 
 def resources() -> str:

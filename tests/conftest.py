@@ -20,6 +20,12 @@ CHATML = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker is left alone with one of them at the end."""
+    long = ("testbed", "lengthy")
+    items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in long))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama with tied embeddings, byte-level tokens and a chat template.

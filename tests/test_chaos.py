@@ -1,19 +1,11 @@
 """The short version of `python -m tests.chaos`: a random kill of each kind, the same every time."""
 
-import os
-
 import pytest
 
 from tests.chaos.monkey import VICTIMS, Hunt, plan
 from tests.chaos.world import tiny_world
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        "SELFKD_LONG" not in os.environ,
-        reason="ends or joins whole Ray clusters: make long runs it",
-    ),
-]
+pytestmark = pytest.mark.lengthy
 
 
 def test_a_plan_follows_from_its_seed_and_leaves_nobody_out():

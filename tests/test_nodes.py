@@ -1,6 +1,5 @@
 """A Ray cluster of several nodes on this machine: shared work, a node that dies, one too old."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,8 @@ from tests.engines import by_request, drawn, inside
 from tests.test_training import examples, job, log_of
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.lengthy,
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(
-        "SELFKD_LONG" not in os.environ,
-        reason="ends or joins whole Ray clusters: make long runs it",
-    ),
 ]
 
 ONE_CPU = Place(cpus=1)

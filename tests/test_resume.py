@@ -17,13 +17,7 @@ from tests.chaos.check import Recorded, lost, recorded, rows, snapshot, wrong
 from tests.chaos.processes import Driver, WarmRay, gone
 from tests.chaos.world import World, tiny_world
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        "SELFKD_LONG" not in os.environ,
-        reason="ends or joins whole Ray clusters: make long runs it",
-    ),
-]
+pytestmark = pytest.mark.lengthy
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +76,7 @@ def finished(
     arguments = ["run", str(world.folder / "run.yaml"), "--name", "killed", *world.overrides]
     for moment, reached, signals, code in ENDS:
         driver = Driver(elsewhere, *arguments, f"cluster={ray.address}")
+        driver.wait_for(lambda: bool(driver.events()))  # noqa: B023
         driver.wait_for(lambda: reached(run))  # noqa: B023
         os.kill(driver.pid, signals[0])
         for number in signals[1:]:
