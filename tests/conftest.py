@@ -1,6 +1,9 @@
 """Models that several test files use: a tiny random one, and the real one of the demo."""
 
+import fcntl
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +17,10 @@ if TYPE_CHECKING:
     from selfkd.cluster import Cluster
     from tests.testbed.beds import Bed
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Of several workers on the same cores; it has to be there before OpenMP is loaded.
+    os.environ.setdefault("OMP_THREAD_LIMIT", "1")
+
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -21,9 +28,12 @@ CHATML = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that no worker is left alone with one of them at the end."""
-    long = ("testbed", "lengthy")
-    items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in long))
+    """The longest files first, so that no worker is left alone with one of them at the end.
+
+    Those on the testbed come second: the others keep a worker busy while its base is trained.
+    """
+    names = ("lengthy", "testbed")
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in names])
 
 
 @pytest.fixture(scope="session")
@@ -111,7 +121,13 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", params=SEEDS, ids=lambda s: f"seed{s}")
 def bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Bed":
-    """The testbed's usual base, trained once."""
+    """The testbed's usual base, trained once for all workers, and runs of this worker's own."""
     from tests.testbed.beds import adding
 
-    return adding(tmp_path_factory.mktemp(f"bed{request.param}"), request.param)
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    with (root / f"bed{request.param}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shared = adding(root / f"bed{request.param}", request.param)
+    return replace(shared, runs=tmp_path_factory.mktemp("runs"))

@@ -20,7 +20,7 @@ from tests.engines import by_request, drawn, inside
 from tests.test_training import examples, job, log_of
 
 pytestmark = [
-    pytest.mark.lengthy,
+    pytest.mark.slow,
     pytest.mark.usefixtures("one_thread"),
 ]
 

@@ -43,7 +43,7 @@ def adding(
     train: int = 300,
     more: Callable[[list[Row], np.random.Generator], list[Row]] | None = None,
 ) -> Bed:
-    """Three-digit sums, and a base that answers in two styles.
+    """Three-digit sums, and a base that answers in two styles, trained unless `folder` has it.
 
     After 600 steps it is right one time in four, greedily one time in two. `more` makes rows of
     another kind out of 32 further sums and their answers, for the base to learn as well.
@@ -59,8 +59,9 @@ def adding(
             rows += more(two_styles(draw(32, rng, [1, 2, 3, 3], avoid), rng), rng)
         return rows
 
+    base = folder / "base"
     return Bed(
-        train_base(folder / "base", batch, steps=steps, seed=seed),
+        base if base.exists() else train_base(base, batch, steps=steps, seed=seed),
         write_prompts(folder / "train.jsonl", trained),
         write_prompts(folder / "heldout.jsonl", heldout),
         folder / "runs",
