@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from selfkd.agreement import auc, pairwise
+from selfkd.agreement import auc, calibration_error, pairwise
 from selfkd.rundir import AUDIT, StepRecord, codes, places
 
 
@@ -18,6 +18,8 @@ def audit_figures(judged: Sequence[StepRecord]) -> dict[str, Any] | None:
                    wrong one, over all prompts; 0.5 is chance, None without both
     pairs          pairs of samples of a prompt that gold tells apart and the judge scored
     pair_accuracy  share of those that the judge orders as gold does, ties as half
+    calibration    expected calibration error of rewards in [0, 1] taken as the chance of being
+                   right (`agreement.calibration_error`), None for other rewards
     """
     steps = [step for step in judged if step.finished]
     for audit in (step for step in steps if step.label == AUDIT):
@@ -44,4 +46,5 @@ def _figures(step: StepRecord, audit: StepRecord) -> dict[str, Any]:
         "auc": auc(rewards[both], gold[both] >= 1),
         "pairs": pairs,
         "pair_accuracy": accuracy,
+        "calibration": calibration_error(rewards[both], gold[both] >= 1),
     }

@@ -34,8 +34,8 @@ train           {"steps", "examples", "loss_first", "loss_last", "start"} over a
 pairs           {"pairs", "prompts", "margin_mean", "chosen_length", "rejected_length"} of what was
                 compared: pairs made, prompts they are of, mean gap in reward, mean tokens
 agreement       of the judge with gold where both scored the same samples (step `judge-audit`), else
-                null: {"samples", "coverage", "auc", "pairs", "pair_accuracy"}, see
-                `selfkd.audit`
+                null: {"samples", "coverage", "auc", "pairs", "pair_accuracy",
+                "calibration"}, see `selfkd.audit`
 gate            {"policy", "decision", "best", "p_value", "delta"}
 controls        {kind: {"count", "failed", "reward_mean", "fails"}} of the planted controls: those
                 that could be compared, those that failed, whether more failed than may; or null

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from selfkd.cluster import Cluster
     from tests.testbed.beds import Bed
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Of several workers on the same cores; it has to be there before OpenMP is loaded.
-    os.environ.setdefault("OMP_THREAD_LIMIT", "1")
-
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

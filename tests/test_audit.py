@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from selfkd.audit import audit_figures
 from selfkd.ledger import Ledger
 from selfkd.records import VERDICTS, Verdict, rows_table
@@ -32,6 +34,7 @@ def test_samples_are_matched_by_their_id_and_pairs_are_those_that_gold_tells_apa
     # Right: 3, 1 and 2; wrong: 1. Pairs: a1 over a2, and a3 even with it; b2 has no score.
     assert found == {
         "samples": 5, "coverage": 4 / 5, "auc": 2.5 / 3, "pairs": 2, "pair_accuracy": 0.75,
+        "calibration": None,  # 3 is no chance of being right
     }  # fmt: skip
 
 
@@ -41,4 +44,22 @@ def test_a_round_without_both_kinds_of_samples_has_no_auc(tmp_path):
     record(ledger, "audit", "own", {"a1": 1.0})
     assert figures(tmp_path) == {
         "samples": 1, "coverage": 1.0, "auc": None, "pairs": 0, "pair_accuracy": None,
+        "calibration": None,
     }  # fmt: skip
+
+
+def test_rewards_that_are_chances_are_held_to_them(tmp_path):
+    ledger = Ledger(tmp_path)
+    record(ledger, "", "own", {"a1": 0.95, "a2": 0.95, "b1": 0.25, "b2": 0.25})
+    record(ledger, "audit", "own", {"a1": 1.0, "a2": 0.0, "b1": 0.0, "b2": 0.0})
+    found = figures(tmp_path)
+    # Half of the sure ones are right, none of the doubtful: gaps of 0.45 and 0.25.
+    assert found and found["calibration"] == pytest.approx((0.45 + 0.25) / 2)
+
+
+def test_a_judge_without_any_reward_is_not_calibrated(tmp_path):
+    ledger = Ledger(tmp_path)
+    record(ledger, "", "own", {"a1": None})
+    record(ledger, "audit", "own", {"a1": 1.0})
+    found = figures(tmp_path)
+    assert found and found["coverage"] == 0 and found["calibration"] is None

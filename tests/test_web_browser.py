@@ -130,7 +130,14 @@ def test_what_is_known_of_the_judge_is_drawn_and_nothing_where_nothing_is(page, 
         {
             "round": n,
             "controls": {"empty": {"count": 4, "failed": n, "reward_mean": 0.5, "fails": n > 0}},
-            "agreement": {"samples": 9, "coverage": 1, "auc": 0.75, "pairs": 4, "pair_accuracy": 1},
+            "agreement": {
+                "samples": 9,
+                "coverage": 1,
+                "auc": 0.75,
+                "pairs": 4,
+                "pair_accuracy": 1,
+                "calibration": 0.25,
+            },
         }
         for n in (0, 1)
     ]
@@ -147,6 +154,7 @@ def test_what_is_known_of_the_judge_is_drawn_and_nothing_where_nothing_is(page, 
         "document.querySelectorAll('#figure-shifts table, #figure-controls table').length == 2"
     )
     assert column(page, "shifts", "rejected_shift") == [-2, -4, -2, -4]
+    assert column(page, "agreement", "calibration") == [0.25, 0.25]
     assert not page.evaluate("Boolean(document.querySelector('#figure-margin'))")
     assert column(page, "controls", "empty") == [0, 0.25]
     assert column(page, "agreement", "auc") == [0.75, 0.75]

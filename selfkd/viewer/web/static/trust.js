@@ -131,19 +131,26 @@
         symbol: "square",
       },
       {
+        key: "calibration",
+        label: "calibration error",
+        color: colour(4),
+        dash: "8 3 2 3",
+        symbol: "diamond",
+      },
+      {
         key: "coverage",
         label: "samples that both scored",
         color: colour(6),
         dash: "2 4",
         symbol: "triangle",
       },
-    ];
+    ].filter((k) => rows.some((r) => r[k.key] != null));
     return [
       {
         ...shares(
           "agreement",
           "The judge against gold",
-          "How often the judge prefers what gold prefers, on the same samples; 50 % is chance. When it falls towards that, later rounds learn noise, whatever the reward does.",
+          "How often the judge prefers what gold prefers, on the same samples; 50 % is chance. When it falls towards that, later rounds learn noise, whatever the reward does. The calibration error is how far rewards are from the share of right answers among those that got them: near 0 a reward of 0.7 means right 7 times in 10.",
           {rounds: rows},
           keys,
         ),
