@@ -8,9 +8,11 @@ from selfkd.errors import InfrastructureError, UsageError
 
 def approach(address: str) -> None:
     """See that `auto` or host:port can be joined; a UsageError or InfrastructureError if not."""
-    _refuse_client(address)
-    check_reachable(address)
-    if address != "auto":  # there Ray shows the token by itself
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "")
+    if ":" in address:  # else Ray looks for one on this machine, and shows it the token itself
+        _refuse_client(address)
+        check_reachable(address)
         _offer_token(address)
 
 
@@ -26,9 +28,7 @@ def _refuse_client(address: str) -> None:
 
 def check_reachable(address: str, seconds: float = 10) -> None:
     """Try the port first: Ray itself waits for minutes on an address that nobody answers."""
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "")
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     if not port.isdigit():
         return
     try:

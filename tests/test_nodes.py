@@ -122,7 +122,7 @@ def test_a_node_that_dies_costs_no_shard_and_a_strange_one_is_refused(
         arrived.append(shard.index)
         assert [len(c) for c in by_request(shard).values()] == [4]
     assert sorted(arrived) == list(range(24))
-    assert 1 <= sampler.restarts <= 3  # the first ones may still be sent to the lost node
+    assert sampler.restarts == 1
 
     # A node with another version takes the lost one's place.
     metadata = tmp_path / "selfkd-9.9.9.dist-info" / "METADATA"

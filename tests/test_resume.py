@@ -127,7 +127,8 @@ def test_a_fork_takes_the_change_and_shares_what_came_before(finished, ray, worl
     run, _ = finished
     before = snapshot(run)
     driver = Driver(run.parents[1], "fork", "runs/killed", "--round", "1", "rounds=1",
-                    "samples_per_prompt=4", "--name", "two", f"cluster={ray.address}")  # fmt: skip
+                    "samples_per_prompt=4", "--name", "two", "cluster=auto",
+                    env={"RAY_ADDRESS": ray.address})  # fmt: skip
     assert driver.end() == 0, driver.said()
     forked = snapshot(run.parent / "two")
     assert {k: v for k, v in before.items() if k.startswith("rounds/000")}.items() <= forked.items()

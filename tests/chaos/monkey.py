@@ -17,8 +17,8 @@ SURVIVED = {"sampler", "judge"}
 """Victims that a run replaces by itself."""
 ENDING = 120.0
 """Seconds in which a driver must have noticed that its node is gone."""
-AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""What Ray leaves for up to a minute of a cluster that was killed: they report to it in vain."""
+LINGER = 90.0
+"""Seconds that Ray's own agents may outlive a killed cluster: they report to it in vain."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Hunt:
         while True:
             driver = Driver(self.world.folder, *command, env=self.env)
             code = self._shoot(driver, name, pending)
-            left = driver.leftovers(apart_from=() if code == 0 else AGENTS)
+            left = driver.leftovers(10 if code == 0 else LINGER)
             self.problems += [f"{name}: left over: {p}" for p in left]
             if (path / "run.yaml").exists():
                 command = ["resume", f"runs/{name}"]

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -154,14 +154,9 @@ class Driver:
         title = TITLES[role]
         return next((pid for pid, text in session(self.pid, self.mark) if title in text), None)
 
-    def leftovers(self, seconds: float = 10, *, apart_from: Collection[str] = ()) -> list[str]:
+    def leftovers(self, seconds: float = 10) -> list[str]:
         """What is still alive of it that many seconds after its end."""
-
-        def found() -> Iterator[tuple[int, str]]:
-            alive = session(self.pid, self.mark)
-            return ((pid, text) for pid, text in alive if text not in apart_from)
-
-        return gone(found, seconds)
+        return gone(lambda: session(self.pid, self.mark), seconds)
 
     def said(self) -> str:
         """The end of what it wrote to stderr."""
