@@ -26,6 +26,27 @@ pytestmark = [
 
 ONE_CPU = Place(cpus=1)
 
+INSTALLED_HERE = '''\
+"""What lies beside this file counts as installed, even before what the driver's path has: Ray puts
+that first, and in a checkout it holds the metadata of the package itself."""
+
+import sys
+from importlib.metadata import DistributionFinder, MetadataPathFinder
+from pathlib import Path
+
+
+class Here(MetadataPathFinder):
+    def find_spec(self, *args):
+        return None
+
+    def find_distributions(self, context):
+        here = [str(Path(__file__).parent)]
+        return super().find_distributions(DistributionFinder.Context(name=context.name, path=here))
+
+
+sys.meta_path.insert(0, Here())
+'''
+
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Any]:
@@ -128,6 +149,7 @@ def test_a_node_that_dies_costs_no_shard_and_a_strange_one_is_refused(
     metadata = tmp_path / "selfkd-9.9.9.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: selfkd\nVersion: 9.9.9\n")
+    (tmp_path / "sitecustomize.py").write_text(INSTALLED_HERE)
     nodes.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)})
     with pytest.raises(UsageError, match=r"selfkd is 9\.9\.9, on this machine "):
         for pool in sampler.pools:
