@@ -30,8 +30,7 @@ demo: model  ## a small model teaches itself to add (10 minutes on 2 cores)
 	@$(SELFKD) run loops/rest_em.yaml
 
 test: lint model  ## lint, types and every test, real models included
-	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
-	$(PY) -m pytest -q -m slow
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 long: model  ## what takes too long for make test: thirty random kills, vLLM's server
 	$(PY) -m tests.chaos --kills 30 --seed 1

@@ -29,8 +29,11 @@ unique          share of distinct completions among a prompt's samples, averaged
 tokens          tokens sampled
 seconds         {"generate", "judge", "train", "evaluate"}: wall-clock of the finished steps;
                 evaluate holds all held-out steps, judge is without waiting for samples
-train           {"steps", "examples", "loss_first", "loss_last", "start"} over all trainings of the
-                round and, where weights stayed as they were, "no_signal": true
+kl_base, kl_previous  divergence of the policy from the base and from that of the round before, nats
+                a token on a few fixed texts (`training/probe.py`); null where it was not measured
+train           {"steps", "examples", "loss_first", "loss_last", "start", "policy"} over all
+                trainings of the round, kl_base and kl_previous of the policy they made and, where
+                weights stayed as they were, "no_signal": true
 pairs           {"pairs", "prompts", "margin_mean", "chosen_length", "rejected_length"} of what was
                 compared: pairs made, prompts they are of, mean gap in reward, mean tokens
 agreement       of the judge with gold where both scored the same samples (step `judge-audit`), else
@@ -98,7 +101,8 @@ def round_rows(run_dir: Path) -> list[Row]:
 
     Raises DataError that names the file where a record is damaged.
     """
-    return [_round_row(number, round_steps(run_dir, number)) for number in round_numbers(run_dir)]
+    found = [(n, round_steps(run_dir, n)) for n in round_numbers(run_dir)]
+    return _with_distances([_round_row(number, steps) for number, steps in found])
 
 
 def recorded_rows(run_dir: Path) -> list[Row]:
@@ -109,17 +113,37 @@ def recorded_rows(run_dir: Path) -> list[Row]:
     """
     known = _known_rows(run_dir)
     rounds = [(n, round_steps(run_dir, n)) for n in round_numbers(run_dir)]
-    return [
+    rows = [
         (known.get(n) if _is_complete(steps) else None) or _round_row(n, steps)
         for n, steps in rounds
     ]
+    return _with_distances(rows)
 
 
 def complete_rows(run_dir: Path) -> list[Row]:
     """Those of `recorded_rows` that are of complete rounds."""
     known = _known_rows(run_dir)
     rounds = [(n, round_steps(run_dir, n)) for n in round_numbers(run_dir)]
-    return [known.get(n) or _round_row(n, steps) for n, steps in rounds if _is_complete(steps)]
+    rows = [known.get(n) or _round_row(n, steps) for n, steps in rounds if _is_complete(steps)]
+    return _with_distances(rows)
+
+
+def _with_distances(rows: list[Row]) -> list[Row]:
+    """The rows, in order, with what the trainings before each measured of its policy."""
+    known: dict[str, float | None] = {"base": 0.0}
+    before: Row = {"policy": None, "train": None}
+    for row in rows:
+        made: Row = before["train"] or {"policy": None}
+        if made.get("kl_base") is not None:
+            known[made["policy"]] = made["kl_base"]
+        row["kl_base"] = known.get(row["policy"])
+        row["kl_previous"] = None
+        if row["policy"] and row["policy"] == before["policy"]:
+            row["kl_previous"] = 0.0
+        elif row["policy"] == made["policy"]:
+            row["kl_previous"] = made.get("kl_previous")
+        before = row
+    return rows
 
 
 def _known_rows(run_dir: Path) -> dict[int, Row]:
@@ -175,6 +199,8 @@ def _figures(number: int, steps: Sequence[StepRecord]) -> Row:
             "train": _seconds(of_verb(own, "train")),
             "evaluate": _seconds(heldout),
         },
+        "kl_base": None,
+        "kl_previous": None,
         "train": _train_figures(of_verb(own, "train")),
         "pairs": _pair_figures(of_verb(main, "pair")),
         "agreement": audit_figures(of_verb(own, "judge")),
@@ -298,6 +324,10 @@ def _heldout_figures(steps: Sequence[StepRecord]) -> Row:
 # -- the rest -------------------------------------------------------------------------------------
 
 
+_MADE = ("policy", "kl_base", "kl_previous")
+"""What is said of the policy that a training made."""
+
+
 def _train_figures(steps: Sequence[StepRecord]) -> Row | None:
     """The trainings of a round, several where it was cut by weight syncs, as one."""
     if not steps:
@@ -311,11 +341,12 @@ def _train_figures(steps: Sequence[StepRecord]) -> Row | None:
         "loss_first": losses[0]["loss_first"] if losses else None,
         "loss_last": losses[-1]["loss_last"] if losses else None,
         "start": parts[0]["start"],
+        **{name: parts[-1][name] for name in _MADE},
     } | flags
 
 
 def _training(step: StepRecord) -> Row:
-    names = ("steps", "examples", "loss_first", "loss_last", "start")
+    names = ("steps", "examples", "loss_first", "loss_last", "start", *_MADE)
     if step.finished:
         flags = {k: v for k, v in step.summary.items() if v is True}
         return {name: step.summary.get(name) for name in names} | flags
@@ -327,6 +358,7 @@ def _training(step: StepRecord) -> Row:
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,
         "start": step.args().get("start_name"),
+        **dict.fromkeys(_MADE),
     }
 
 

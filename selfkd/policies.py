@@ -27,6 +27,8 @@ Canary = list[tuple[list[int], list[float]]]
 STATE = "trainer.state"
 """What a training that goes on needs, in the directory of a policy passed on the way; safetensors
 inside, but no engine loads it as weights by this name."""
+PROBE = "probe.state"
+"""What a policy says of the run's fixed texts (`training/probe.py`), in its directory; likewise."""
 Merge = Callable[[Path, Path, Path], None]
 """`merge(adapter, start, out)` writes the model that an adapter makes of its start to `out`."""
 

@@ -9,10 +9,11 @@ from typing import Any
 from selfkd.errors import DataError, InfrastructureError, UsageError
 from selfkd.ledger import broken, file_sha256, policy_dir
 from selfkd.modelcard import base_name, is_adapter, model_card, training_of
+from selfkd.policies import CARD, PROBE
 from selfkd.rundir import read_config, read_json, read_lines
 
-OURS = {"MANIFEST.json", "merge.json", "README.md"}
-"""Not pushed as they lie there: the first two serve resumes, and the card is made anew."""
+OURS = {"MANIFEST.json", "merge.json", PROBE, CARD}
+"""Not pushed as they lie there: the first three serve the run, and the card is made anew."""
 
 
 @dataclass(frozen=True, slots=True)

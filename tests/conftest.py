@@ -22,6 +22,12 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # Each worker keeps to a core of its own, and so does what it starts: processes whose threads
+    # wait for each other on every core lose more to one another than a second core gives them.
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_cores[int(_worker.removeprefix("gw")) % len(_cores)]})
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no worker is left alone with one of them at the end.
@@ -101,18 +107,6 @@ def cluster() -> "Iterator[Cluster]":
 
     with Cluster("local", timeout=60) as started:
         yield started
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny models on one core: they gain nothing from a second, and lose much on a busy machine."""
-    from selfkd.sampling import transformers
-    from selfkd.training import trainer
-
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (transformers, trainer):
-            patch.setattr(module, "cores", lambda: 1)
-        yield
 
 
 @pytest.fixture(scope="session", params=SEEDS, ids=lambda s: f"seed{s}")

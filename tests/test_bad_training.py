@@ -20,8 +20,6 @@ from tests.fakes import ScriptedRun, play_script, resumed, scripted_run
 from tests.testbed.addition import write_prompts
 from tests.testbed.charmodel import train_base
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class TrainingRun(ScriptedRun):
     """A scripted run that really trains."""

@@ -16,5 +16,5 @@ def test_a_plan_follows_from_its_seed_and_leaves_nobody_out():
 
 def test_random_kills_lose_nothing(tmp_path):
     world = tiny_world(tmp_path, prompts=24, heldout=4)
-    hunt = Hunt(world, {"OMP_THREAD_LIMIT": "1"})
+    hunt = Hunt(world)
     assert hunt.through(plan(1, 5, spread=8)) == []

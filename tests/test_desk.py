@@ -163,7 +163,6 @@ def engine(path: Path) -> TransformersEngine:
     return TransformersEngine("base", str(path), dtype="float32", max_num_seqs=2)
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_continuations_are_weighed_as_the_model_does(tiny_model: Path) -> None:
     weighing = Weighing("w", PROMPT, CONTINUATIONS)
     assert [len(indices) for indices in weighing.rows().values()] == [2, 1, 2]
@@ -183,7 +182,6 @@ def test_continuations_are_weighed_as_the_model_does(tiny_model: Path) -> None:
     assert found == {"w": pytest.approx(expected, abs=1e-4), "long": []}
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_what_is_generated_does_not_depend_on_what_is_judged_beside_it(tiny_model: Path) -> None:
     requests = tuple(Request(f"r{i}", PROMPT, n=2) for i in range(3))
     warm = drawn(temperature=1.0, max_tokens=6)

@@ -21,8 +21,6 @@ from selfkd.training.hidden import check_head
 from selfkd.training.trainer import LocalTrainer, _load, _make_trainer
 from tests.test_training import END, job, log_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SIZES = [(5, 9), (20, 3), (11, 11), (2, 30), (8, 1), (16, 14)]
 PLAIN = {"kind": "jsd", "beta": 0.5, "temperature": 1.0, "ema_decay": 0.9}
 

@@ -237,7 +237,6 @@ def test_an_import_that_fails_or_dies_is_put_down_to_its_module(tmp_path, monkey
     assert _failing_import(["json", "dies", "raises"]) == {"dies": "the process died (status 7)"}
 
 
-@pytest.mark.slow
 def test_the_machine_is_checked_and_a_dead_cluster_is_named(tmp_path, monkeypatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

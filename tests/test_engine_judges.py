@@ -30,8 +30,6 @@ from selfkd.sampling.pool import SamplerPool
 from tests.callers import answer
 from tests.engines import drawn, make_pool, process
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SHORT = {"template": "{question}|{response}", "unfenced": True}
 ANY_DIGIT = SHORT | {
     "score_pattern": r"([0-9])",

@@ -51,7 +51,6 @@ def judged(
         pool.close()
 
 
-@pytest.mark.slow
 def test_a_budget_stops_the_run_and_resuming_pays_for_nothing_twice(
     cluster: Cluster, server: Server, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ KEYS = {
     "heldout_reward", "heldout_scored", "heldout_stderr", "seconds", "train", "pairs", "gate",
     "extra", "prompts", "reward_stderr", "reward_best", "reward_best_stderr", "reward_top",
     "reward_length", "similarity", "overlap", "anchors", "agreement", "controls",
-    "scored_share",
+    "scored_share", "kl_base", "kl_previous",
 }  # fmt: skip
 
 
@@ -178,6 +178,7 @@ def test_training_figures_live_and_finished(tmp_path):
     log = '{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 1.5}\n{"step": 3, "lo'
     (step.path / "log.jsonl").write_text(log)
     live = {"steps": 2, "examples": 3, "loss_first": 2.5, "loss_last": 1.5, "start": "base"}
+    live |= {"policy": None, "kl_base": None, "kl_previous": None}
     assert round_rows(tmp_path / "run")[0]["train"] == live
     step.finish({"policy": "base", "no_signal": True, "steps": 0, "examples": 0})
     train = round_rows(tmp_path / "run")[0]["train"]

@@ -167,7 +167,6 @@ def index(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_two_pulls_at_once_fetch_once_and_damage_is_noticed(index, capfd):
     found: list[Path] = []
     threads = [threading.Thread(target=lambda: found.append(pull("tiny"))) for _ in range(2)]

@@ -19,10 +19,7 @@ from selfkd.training.trainer import LocalTrainer
 from tests.engines import by_request, drawn, inside
 from tests.test_training import examples, job, log_of
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.usefixtures("one_thread"),
-]
+pytestmark = pytest.mark.lengthy
 
 ONE_CPU = Place(cpus=1)
 

@@ -24,8 +24,6 @@ from selfkd.training.sft import IGNORED
 from selfkd.training.trainer import LocalTrainer, _load, _make_trainer
 from tests.test_training import END, job, log_of, logprobs
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SIZES = [(5, 9, 4), (20, 3, 12), (11, 11, 2), (2, 30, 8)]
 """Tokens of prompt, chosen and rejected completion."""
 DPO_PLAIN = {"beta": 0.3, "alpha": 0.0, "label_smoothing": 0.0}

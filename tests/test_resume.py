@@ -22,7 +22,7 @@ pytestmark = pytest.mark.lengthy
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[WarmRay]:
-    started = WarmRay({"OMP_THREAD_LIMIT": "1"})
+    started = WarmRay()
     yield started
     started.close()
 

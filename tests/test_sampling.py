@@ -23,8 +23,6 @@ from selfkd.sampling.transformers import TransformersEngine
 from selfkd.stopping import Patient
 from tests.engines import Weights, by_request, canary_of, drawn, edited, inside, make_pool, process
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 END = 1
 PROMPTS = [tuple(range(10 + i, 10 + i + length)) for i, length in enumerate((3, 12, 7, 25))]
 REQUESTS = [Request(f"r{i}", prompt, n=1) for i, prompt in enumerate(PROMPTS)]

@@ -22,8 +22,6 @@ from selfkd.training.base import TrainJob, TrainOptions
 from selfkd.training.sft import Collator, SimilarLengths
 from selfkd.training.trainer import LocalTrainer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 END = 1
 LENGTHS = [(5, 9), (20, 3), (11, 11), (2, 30), (8, 1), (16, 14)]
 """Tokens of prompt and completion."""

@@ -25,7 +25,7 @@ from selfkd.sampling.pool import CACHES_LIMIT, WEIGHTS_LIMIT, SamplerPool
 from selfkd.training.base import TrainJob, TrainOptions
 from tests.engines import by_request, canary_of, drawn, edited, inside, make_pool, process
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.lengthy
 
 CONTEXT = 512
 GREEDY = drawn(temperature=0.0, max_tokens=24)

@@ -64,6 +64,27 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True)
+class Text:
+    """Tokens of a prompt and of what follows it."""
+
+    prompt_tokens: tuple[int, ...]
+    completion_tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Texts on which the new policy is compared with the base and the one before."""
+
+    texts: tuple[Text, ...]
+    from_base: bool
+    """Whether the training starts from the base."""
+    previous: str | None
+    """The file that the policy before left; None where that one is the base."""
+    out: str
+    """The file to leave."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainJob:
     """One training: plain values only, so that it crosses processes."""
 
@@ -88,6 +109,7 @@ class TrainJob:
     """HF model directory of the reference policy or fixed teacher, where an objective has one."""
     stretch: Stretch | None = None
     """Set where this job is a part of a training; it starts from `start_path` all the same."""
+    probe: Probe | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +128,10 @@ class TrainReport:
     sampler checks that it really holds these weights."""
     step_seconds: float = 0.0
     """Of `seconds`, those in optimiser steps: without reading and writing models."""
+    kl_base: float | None = None
+    """Nats a token between the new policy and the base on the job's probe, and `kl_previous`
+    between it and the policy before; None where they were not measured."""
+    kl_previous: float | None = None
 
 
 class Trainer(Protocol):

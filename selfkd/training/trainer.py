@@ -23,6 +23,7 @@ from selfkd.records import Example, read_rows
 from selfkd.training.adapters import merge, save_adapter
 from selfkd.training.base import TrainJob, TrainReport
 from selfkd.training.checkpoints import load, save
+from selfkd.training.probe import Distances, yardstick
 from selfkd.training.rounding import round_to_bfloat16
 from selfkd.training.state import continue_training, save_state
 
@@ -94,6 +95,7 @@ class LocalTrainer:
         tokenizer = AutoTokenizer.from_pretrained(job.start_path)
         model = self._model(job)
         trainer = _make_trainer(model, tokenizer, examples, job)
+        measure = None if trainer.args.process_index else yardstick(trainer.model, job)
         if job.stretch:
             state = job.stretch.state_from
             place = Path(state) if state else None
@@ -123,7 +125,8 @@ class LocalTrainer:
             save(model, dtype, Path(job.start_path), Path(whole))
             if not torch.cuda.is_available():  # there TRL leaves its marks on a model
                 self._kept = _Kept(_identity(whole), model, buffers)
-        report = _report(trainer, examples, started, step_seconds, canary)
+        moved = measure.measure(model) if measure else None
+        report = _report(trainer, examples, started, step_seconds, canary, moved)
         del trainer, model
         _give_back_memory()
         return report
@@ -169,6 +172,7 @@ def _report(
     started: float,
     step_seconds: float,
     canary: Any = (),
+    moved: Distances | None = None,
 ) -> TrainReport:
     return TrainReport(
         steps=trainer.state.global_step,
@@ -179,6 +183,8 @@ def _report(
         seconds=time.monotonic() - started,
         canary=canary,
         step_seconds=step_seconds,
+        kl_base=moved.kl_base if moved else None,
+        kl_previous=moved.kl_previous if moved else None,
     )
 
 

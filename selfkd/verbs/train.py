@@ -4,18 +4,20 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfkd.distillation import GKD
 from selfkd.errors import DataError, Diverged
 from selfkd.ledger import Step
 from selfkd.objectives import Objective
-from selfkd.policies import STATE, Policy
+from selfkd.policies import PROBE, STATE, Policy
+from selfkd.probe import probe_texts
 from selfkd.records import EXAMPLES, Example, rows_table
 from selfkd.rundir import of_verb, round_steps
 from selfkd.segments import Segment
 from selfkd.tables import BLOCK
-from selfkd.training.base import Stretch, TrainJob, TrainOptions, TrainReport
+from selfkd.training.base import Probe, Stretch, TrainJob, TrainOptions, TrainReport
 
 if TYPE_CHECKING:
     from selfkd.round import Round
@@ -108,6 +110,17 @@ def _job(
         merged_dir=str(policies.staging_merged(name)) if adapter else None,
         ref_path=str(plan.ref.path) if plan.ref else None,
         stretch=stretch,
+        probe=_probe(round, plan, staged) if not segment or segment.last else None,
+    )
+
+
+def _probe(round: "Round", plan: Plan, staged: Path) -> Probe:
+    ledger, base = round.run.ledger, round.policy == "base"
+    return Probe(
+        texts=probe_texts(ledger.path),
+        from_base=plan.start.name == "base",
+        previous=None if base else str(ledger.policy_dir(round.policy) / PROBE),
+        out=str(staged / PROBE),
     )
 
 
@@ -186,4 +199,4 @@ def _progress(round: "Round", step: Step, row: dict[str, Any]) -> None:
 
 def _report(result: TrainReport) -> dict[str, Any]:
     names = ("steps", "examples", "tokens", "loss_first", "loss_last", "seconds", "step_seconds")
-    return {name: getattr(result, name) for name in names}
+    return {name: getattr(result, name) for name in (*names, "kl_base", "kl_previous")}

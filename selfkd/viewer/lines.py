@@ -19,6 +19,8 @@ TITLES = {
     "length_mean": "tokens a completion",
     "distinct_2": "distinct token pairs",
     "unique": "unique completions",
+    "kl_base": "KL to the base",
+    "kl_previous": "KL to the policy before",
 }
 
 Document = dict[str, Any]

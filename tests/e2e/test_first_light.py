@@ -10,7 +10,7 @@ import pytest
 
 LOOPS = Path(__file__).parents[2] / "loops"
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.lengthy
 
 
 def selfkd(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -43,6 +43,8 @@ def test_the_curve_holds_what_was_sampled_judged_and_trained(demo):
     assert base["kept"] == base["train"]["examples"] > 0
     assert base["kept"] + sum(base["dropped"].values()) == 128
     assert base["train"]["steps"] > 0 and trained["train"] is None
+    assert (base["kl_base"], base["kl_previous"]) == (0.0, None)
+    assert 0.001 < trained["kl_base"] == trained["kl_previous"] < 5
     assert base["pass_at_k"]["1"] == pytest.approx(base["reward_mean"])
     assert base["pass_at_k"]["8"] >= base["pass_at_k"]["4"] >= base["pass_at_k"]["1"]
 

@@ -11,7 +11,7 @@ import pytest
 from tests.testbed.addition import draw, hinted, prompt, scratchpad, write_prompts
 from tests.testbed.charmodel import train_base
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.lengthy
 
 LOOPS = Path(__file__).parents[2] / "loops"
 

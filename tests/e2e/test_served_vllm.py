@@ -27,7 +27,7 @@ from selfkd.teaching import Lesson, ServedTeacher
 from tests.engines import drawn
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.lengthy,
     pytest.mark.skipif(
         not os.environ.get("SELFKD_LONG"), reason="starts vLLM's server: set SELFKD_LONG=1"
     ),

@@ -51,6 +51,17 @@
         symbol: "triangle",
       },
     ];
+    const distance = [
+      {key: "kl_base", label: "from the base", color: colour(0)},
+      {
+        key: "kl_previous",
+        label: "from the policy before",
+        color: colour(1),
+        dash: "6 4",
+        symbol: "square",
+      },
+    ];
+    const moved = run.rounds.some((r) => r.kl_base);
     const first = [lead(run), passes(run), funnel(run)];
     const last = [
       shares(
@@ -75,6 +86,18 @@
         length,
         {free: true, label: "tokens a completion", format: (v) => number(v, 0)},
       ),
+      ...(moved
+        ? [
+            shares(
+              "distance",
+              "Distance from the base",
+              "How far next-token probabilities have moved on a few of the base's own answers, always the same: a lower bound of the KL divergence. Distance is what learning costs: where it grows and held-out does not, the policy drifts.",
+              run,
+              distance,
+              {free: true, label: "KL, nats a token", format: (v) => number(v, 3)},
+            ),
+          ]
+        : []),
       taste(run),
       health(run),
       ...agreement(run),

@@ -1,0 +1,125 @@
+"""How far a policy has moved, in next-token probabilities on a few fixed texts.
+
+At each token of the texts the vocabulary is cut into buckets: the base's K likeliest tokens, one
+each, and all the others together. What is measured is
+
+    KL(policy || other) = 1/N sum_t sum_k q_tk log(q_tk / p_tk),
+
+over buckets k and the N tokens t, q the policy's probabilities and p the other's. To merge tokens
+never makes a divergence larger: it is a lower bound of the one over the whole vocabulary. The texts
+are the base's own and stay the same, so rounds can be compared; it is not the divergence over what
+the policy itself would write.
+
+What a policy says of the texts, and what the base said, lies in its directory: the next training
+compares with it, and the base is looked at once a run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from selfkd.kernels.measures import FLOOR, closed_form, measure
+from selfkd.records import content_hash
+from selfkd.training.base import Text, TrainJob
+from selfkd.training.checkpoints import file_errors
+
+LIKELIEST = 64
+REVERSE_KL = measure("reverse_kl", 0.5, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Distances:
+    """Nats a token, from the base and from the policy before; None where that one is not known."""
+
+    kl_base: float | None = None
+    kl_previous: float | None = None
+
+
+class Yardstick:
+    """What the base, and the policy before, say of the texts: made before a training starts."""
+
+    def __init__(self, model: Any, job: TrainJob) -> None:
+        """`model` is what is to be trained, as it starts."""
+        assert job.probe
+        self._probe = job.probe
+        self._key = content_hash([[t.prompt_tokens, t.completion_tokens] for t in job.probe.texts])
+        self._known: dict[str, torch.Tensor] = {}
+        if job.probe.previous:
+            self._known = _read(Path(job.probe.previous), self._key)
+        if not self._known and job.probe.from_base and job.probe.texts:
+            ids, said = _likeliest(model, job.probe.texts)
+            self._known = {"ids": ids, "base": said}
+            if not job.probe.previous:
+                self._known["policy"] = said
+
+    def measure(self, model: Any) -> Distances:
+        """Distances of a trained model, whose own record is written for the next training."""
+        if not self._known:
+            return Distances()
+        said = _look(model, self._probe.texts, self._known["ids"])
+        record = {"ids": self._known["ids"], "base": self._known["base"], "policy": said}
+        with file_errors():
+            save_file(record, self._probe.out, {"texts": self._key})
+        before = self._known.get("policy")
+        return Distances(
+            _kl(self._known["base"], said), None if before is None else _kl(before, said)
+        )
+
+
+def yardstick(model: Any, job: TrainJob) -> Yardstick | None:
+    """One for the job, where it asks for it."""
+    return Yardstick(model, job) if job.probe else None
+
+
+def _read(path: Path, key: str) -> dict[str, torch.Tensor]:
+    """A policy's record; nothing where it is missing or of other texts."""
+    if not path.exists():
+        return {}
+    with safe_open(path, framework="pt") as file:
+        if (file.metadata() or {}).get("texts") != key:
+            return {}
+        return {name: file.get_tensor(name) for name in ("ids", "base", "policy")}
+
+
+def _kl(other_NK: torch.Tensor, policy_NK: torch.Tensor) -> float:
+    return closed_form(other_NK.double(), policy_NK.double(), REVERSE_KL)[0].mean().item()
+
+
+def _likeliest(model: Any, texts: Sequence[Text]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The likeliest tokens at each token of the texts (N, K), and their buckets (N, K + 1)."""
+    ids = [
+        _log_probs(model, text).topk(min(LIKELIEST, _vocabulary(model))).indices for text in texts
+    ]
+    chosen = torch.cat(ids).int().cpu()
+    return chosen, _look(model, texts, chosen)
+
+
+def _look(model: Any, texts: Sequence[Text], ids_NK: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities (N, K + 1) of the tokens asked for, and of all others together."""
+    parts, first = [], 0
+    for text in texts:
+        log_probs = _log_probs(model, text)
+        ids = ids_NK[first : first + len(log_probs)].long().to(log_probs.device)
+        first += len(log_probs)
+        rest = log_probs.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+        parts.append(torch.cat([log_probs.gather(-1, ids), rest], -1))
+    return torch.cat(parts).clamp_min(FLOOR).cpu()
+
+
+@torch.no_grad()
+def _log_probs(model: Any, text: Text) -> torch.Tensor:
+    """Of every token of the vocabulary (T, V), in float32, at each of the text's T tokens."""
+    model.eval()
+    tokens = (*text.prompt_tokens, *text.completion_tokens[:-1])
+    ids = torch.tensor([tokens], device=model.device)
+    logits = model(ids, use_cache=False).logits[0, len(text.prompt_tokens) - 1 :]
+    return logits.float().log_softmax(-1)
+
+
+def _vocabulary(model: Any) -> int:
+    return model.get_input_embeddings().weight.shape[0]
