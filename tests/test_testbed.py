@@ -28,7 +28,7 @@ def test_rest_em_gains_and_loses_diversity(bed: Bed) -> None:
     assert rows[-1]["reward_mean"] >= rows[0]["reward_mean"] + 0.4
     assert rows[-1]["unique"] <= 0.6 * rows[0]["unique"]
     assert 0.001 < rows[1]["kl_base"] == rows[1]["kl_previous"] < rows[2]["kl_base"]
-    assert 0.001 < rows[2]["kl_previous"]
+    assert rows[2]["kl_previous"] > 0.001
 
 
 @by_testbed_only
