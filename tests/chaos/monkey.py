@@ -70,17 +70,21 @@ class Hunt:
     def _run(self, name: str, pending: deque[tuple[int, Kill]]) -> None:
         path = self.world.folder / "runs" / name
         before: list[Recorded] = []
+        ended: list[tuple[Driver, float]] = []
         command = ["run", "run.yaml", "--name", name, *self.world.overrides]
         while True:
             driver = Driver(self.world.folder, *command, env=self.env)
             code = self._shoot(driver, name, pending)
-            left = driver.leftovers(10 if code == 0 else LINGER)
-            self.problems += [f"{name}: left over: {p}" for p in left]
+            # The next one starts while what was killed is still on its way out, as people do.
+            ended.append((driver, time.monotonic() + (10 if code == 0 else LINGER)))
             if (path / "run.yaml").exists():
                 command = ["resume", f"runs/{name}"]
                 before.append(recorded(path, self.world))
             if code == 0 or self.problems:
                 break
+        for driver, until in ended:
+            left = driver.leftovers(max(0.0, until - time.monotonic()))
+            self.problems += [f"{name}: left over: {p}" for p in left]
         for moment in before:
             self.problems += [f"{name}: {p}" for p in lost(path, self.world, moment)]
         if code == 0:

@@ -68,9 +68,9 @@ def gone(found: Callable[[], Iterator[tuple[int, str]]], seconds: float = 10) ->
 class WarmRay:
     """A Ray cluster on this machine that outlives the drivers which join it."""
 
-    def __init__(self, env: dict[str, str]) -> None:
+    def __init__(self) -> None:
         ours, theirs = FORKS.Pipe()
-        self._process = FORKS.Process(target=_keep, args=(theirs, env))
+        self._process = FORKS.Process(target=_keep, args=(theirs,))
         self._process.start()
         self._pipe = ours
         self.address: str = ours.recv()
@@ -87,9 +87,8 @@ class WarmRay:
         return ((pid, text) for pid, text in found if any(t in text for t in titles))
 
 
-def _keep(pipe: Connection, env: dict[str, str]) -> None:
+def _keep(pipe: Connection) -> None:
     os.setsid()
-    os.environ.update(env)
     import ray
 
     from selfkd.cluster import Cluster
