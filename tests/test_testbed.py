@@ -42,8 +42,10 @@ def test_a_judge_that_loves_length_trips_the_gap_alarm_within_three_rounds(bed: 
     )  # fmt: skip
     told = [alarm.round for alarm in alarms(rows) if alarm.name == "reward_hacking"]
     assert told and told[0] <= 3
-    assert rows[-1]["reward_mean"] > rows[0]["reward_mean"]
-    assert rows[-1]["heldout_reward"] < rows[0]["heldout_reward"]
+    first, tripped = rows[0], rows[told[0]]  # what follows was only measured: the run was stopped
+    assert tripped["reward_mean"] > first["reward_mean"] + 0.2
+    assert tripped["heldout_reward"] < first["heldout_reward"] - 0.1
+    assert len(rows) == told[0] + 2 and rows[-1]["reward_mean"] is None
 
 
 @by_testbed_only
