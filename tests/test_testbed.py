@@ -11,7 +11,7 @@ import pytest
 
 from selfkd.metrics import alarms
 from tests.testbed.addition import Sum, draw, hinted, prompt, scratchpad, write_prompts
-from tests.testbed.beds import Bed, by_testbed_only
+from tests.testbed.beds import Bed
 from tests.testbed.charmodel import train_base
 from tests.testbed.play import JUDGES, play
 
@@ -31,7 +31,6 @@ def test_rest_em_gains_and_loses_diversity(bed: Bed) -> None:
     assert rows[2]["kl_previous"] > 0.001
 
 
-@by_testbed_only
 def test_a_judge_that_loves_length_trips_the_gap_alarm_within_three_rounds(bed: Bed) -> None:
     rows = play(
         bed.runs, f"{Path(__file__).parent}/testbed/pleasing.py:pleasing",
@@ -48,17 +47,15 @@ def test_a_judge_that_loves_length_trips_the_gap_alarm_within_three_rounds(bed: 
     assert len(rows) == told[0] + 2 and rows[-1]["reward_mean"] is None
 
 
-@by_testbed_only
 def test_raw_control_gains_nothing_and_loses_pass_at_k(bed: Bed) -> None:
     rows = play(
         bed.runs, "raw", bed.model, bed.prompts, bed.heldout,
-        rounds=4, samples_per_prompt=16, max_kept_per_prompt=5, seed=bed.seed, gate={"mode": "off"},
+        rounds=2, samples_per_prompt=16, max_kept_per_prompt=5, seed=bed.seed, gate={"mode": "off"},
     )  # fmt: skip
     assert rows[-1]["heldout_reward"] <= rows[0]["heldout_reward"] + 0.15
     assert rows[-1]["pass_at_k"]["16"] <= rows[0]["pass_at_k"]["16"] - 0.1
 
 
-@by_testbed_only
 def test_rest_rising_thresholds_beat_a_flat_one(bed: Bed) -> None:
     graded: dict[str, Any] = {
         "judge": f"{JUDGES}:digit_share", "samples_per_prompt": 16, "over_mean": False,
@@ -100,7 +97,6 @@ def hinted_bed(bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> Bed:
     )
 
 
-@by_testbed_only
 def test_star_needs_rationalisation_to_reach_the_next_length(hinted_bed: Bed) -> None:
     bed = hinted_bed
     settings = {

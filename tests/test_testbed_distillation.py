@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.testbed.addition import direct, draw, hinted, prompt, scratchpad
+from tests.testbed.addition import draw, hinted, prompt, scratchpad
 from tests.testbed.beds import Bed, Row, adding, by_testbed_only
 from tests.testbed.charmodel import train_base
 from tests.testbed.play import play
@@ -48,16 +48,17 @@ def teacher(bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_better_model_teaches(bed: Bed, teacher: Path, loop: str, options: dict) -> None:
     rows = learn(bed, loop, teacher=str(teacher), samples_per_prompt=2, **options)
     assert rows[-1]["heldout_reward"] >= rows[0]["heldout_reward"] + 0.1
-    assert rows[-1]["reward_mean"] >= rows[0]["reward_mean"] + 0.2
+    # Taught on the teacher's samples only, a student has none of its own before the last round.
+    own = [row["reward_mean"] for row in rows if row["reward_mean"] is not None]
+    assert own[-1] >= (own[0] + 0.2 if len(own) > 1 else 0.6)
 
 
 @pytest.fixture(scope="module")
 def shown_bed(bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> Bed:
-    """A base that adds in two styles, and that makes use of an answer it is shown."""
+    """A base that adds in two styles, and works with care where it is shown the answer."""
 
     def with_answers(rows: list[Row], rng: np.random.Generator) -> list[Row]:
-        sums = draw(len(rows), rng, [1, 2, 3, 3], set())
-        return [(hinted(*s), (scratchpad, direct)[int(rng.integers(2))](*s)) for s in sums]
+        return [(hinted(*s), scratchpad(*s)) for s in draw(len(rows), rng, [1, 2, 3, 3], set())]
 
     folder = tmp_path_factory.mktemp(f"shown{bed.seed}")
     return adding(folder, bed.seed, more=with_answers)

@@ -208,7 +208,7 @@ def test_a_model_that_is_still_in_memory_trains_as_one_read_from_disk(
     for name, trainer in (("cold", LocalTrainer()), ("warm", warm)):
         if trainer is warm:
             monkeypatch.delattr("selfkd.training.trainer.load")
-        second = job(tmp_path / name, stored, examples(), **options)
+        second = job(tmp_path / name, stored, examples(), dtype="bfloat16", **options)
         trainer.train(second)
         losses.append([row["loss"] for row in log_of(second)])
     assert losses[0] == losses[1]

@@ -123,6 +123,8 @@ class LocalTrainer:
             # Saving rounds them too, and unlike the weights they are not meant to be.
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
             save(model, dtype, Path(job.start_path), Path(whole))
+            # Accelerate's mark on a model: one that has it would not be given autocast again.
+            model.__dict__.pop("_is_accelerate_prepared", None)
             if not torch.cuda.is_available():  # there TRL leaves its marks on a model
                 self._kept = _Kept(_identity(whole), model, buffers)
         moved = measure.measure(model) if measure else None
