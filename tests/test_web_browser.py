@@ -77,7 +77,7 @@ def hostile_run(path: Path) -> None:
 
 @in_browser
 def test_a_run_page_draws_every_figure_and_its_numbers_are_those_of_curves(page, address):
-    page.open(f"{address}/runs/example", f"{DRAWN} >= 13")
+    page.open(f"{address}/runs/example", f"{DRAWN} >= 14")
     assert page.evaluate(DRAWN) == page.evaluate(FIGURES)
     assert page.evaluate(NAMED)
     page.evaluate("document.querySelectorAll('figure details').forEach(d => d.open = true)")
@@ -87,6 +87,7 @@ def test_a_run_page_draws_every_figure_and_its_numbers_are_those_of_curves(page,
         "lead": ["reward_mean", "heldout_reward", "heldout_stderr", "scored"],
         "funnel": ["kept"],
         "diversity": ["unique", "distinct_2", "similarity"],
+        "distance": ["kl_base", "kl_previous"],
         "taste": ["reward_length"],
         "choosing": ["accept_rate", "coverage", "truncated"],
         "length": ["length_mean", "length_p95"],
@@ -111,7 +112,7 @@ def column(page: Page, figure: str, key: str) -> list[Any]:
 
 @in_browser
 def test_what_is_known_of_the_judge_is_drawn_and_nothing_where_nothing_is(page, address, tmp_path):
-    page.open(f"{address}/runs/example", f"{DRAWN} >= 13")
+    page.open(f"{address}/runs/example", f"{DRAWN} >= 14")
     trust = "['drift', 'controls', 'agreement'].filter(i => document.querySelector('#figure-' + i))"
     assert page.evaluate(trust) == []
     ledger = new_run(tmp_path / "judged")
@@ -163,7 +164,7 @@ def test_what_is_known_of_the_judge_is_drawn_and_nothing_where_nothing_is(page, 
 
 @in_browser
 def test_a_listener_hears_what_is_new_and_every_table_has_a_name(page, address):
-    page.open(f"{address}/runs/example", f"{DRAWN} >= 13")
+    page.open(f"{address}/runs/example", f"{DRAWN} >= 14")
     page.evaluate("document.querySelectorAll('figure details').forEach(d => d.open = true)")
     page.wait(f"document.querySelectorAll('figure table').length === {FIGURES}")
     named = "[...document.querySelectorAll('table')].every(t => t.caption.innerText.length > 3)"
@@ -275,7 +276,7 @@ def test_no_page_scrolls_sideways(page, address, width, dark):
     assert prompt == 0
     for path, ready in (
         ("/", f"{ROWS} === 4"),
-        ("/runs/example", f"{DRAWN} >= 13"),
+        ("/runs/example", f"{DRAWN} >= 14"),
         ("/runs/example/samples", f"{LISTED} === 50"),
         ("/runs/example/policies/round-2", "document.querySelectorAll('ol li').length > 9"),
         (f"/runs/small/prompts/{prompts(1)[0].id}", "document.querySelector('article')"),
@@ -318,7 +319,7 @@ def test_a_report_opens_from_disk(page, tmp_path, folder):
         assert page.evaluate(drawn) == page.evaluate(FIGURES)
         assert page.evaluate("document.querySelectorAll('article.sample').length") > 4
         assert page.evaluate("document.querySelectorAll('main img').length") == 0
-    page.open(f"file://{tmp_path}/example.html", f"{DRAWN} >= 13")
+    page.open(f"file://{tmp_path}/example.html", f"{DRAWN} >= 14")
     page.evaluate("document.querySelector('#figure-lead details').open = true")
     page.wait("document.querySelector('#figure-lead td')")
     assert column(page, "lead", "reward_mean") == [r["reward_mean"] for r in round_rows(EXAMPLE)]
