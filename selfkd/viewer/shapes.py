@@ -68,7 +68,6 @@ def _scored(steps: Sequence[StepRecord]) -> tuple[np.ndarray, np.ndarray]:
 def _read_scored(
     made: Sequence[StepRecord], judged: Sequence[StepRecord]
 ) -> tuple[np.ndarray, np.ndarray]:
-    rewards, lengths = [np.zeros(0)], [np.zeros(0, np.int64)]
     ids, sizes = [pa.array([], pa.string())], [np.zeros(0, np.int64)]
     for path in (p for s in made for p in s.shards()):
         table = read_columns(path, ["id", "tokens"])
@@ -76,14 +75,14 @@ def _read_scored(
         sizes += [c.value_lengths().to_numpy(zero_copy_only=False) for c in table["tokens"].chunks]
     known = pa.chunked_array(ids)
     size = np.append(np.concatenate(sizes), 0).astype(np.int64)  # -1, not found, is the last
-    for path in (p for s in judged for p in s.shards()):
-        table = read_columns(path, ["sample_id", "reward"])
-        values = table.column("reward").to_numpy().astype(np.float64)
-        found = places(table.column("sample_id"), known).fill_null(-1).to_numpy()
-        finite = np.isfinite(values)
-        rewards.append(values[finite])
-        lengths.append(size[found[finite]])
-    return np.concatenate(rewards), np.concatenate(lengths)
+    empty = pa.table({"sample_id": pa.array([], pa.string()), "reward": pa.array([], pa.float64())})
+    paths = [p for s in judged for p in s.shards()]
+    # At once: each look-up makes an index of all that is known.
+    table = pa.concat_tables([empty, *(read_columns(p, ["sample_id", "reward"]) for p in paths)])
+    values = table.column("reward").to_numpy().astype(np.float64)
+    found = places(table.column("sample_id"), known).fill_null(-1).to_numpy()
+    finite = np.isfinite(values)
+    return values[finite], size[found[finite]]
 
 
 def reward_edges(rounds: Sequence[np.ndarray]) -> np.ndarray:

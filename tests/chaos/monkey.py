@@ -76,14 +76,15 @@ class Hunt:
             driver = Driver(self.world.folder, *command, env=self.env)
             code = self._shoot(driver, name, pending)
             # The next one starts while what was killed is still on its way out, as people do.
-            ended.append((driver, time.monotonic() + (10 if code == 0 else LINGER)))
+            ended.append((driver, time.monotonic() + (0 if code == 0 else LINGER)))
             if (path / "run.yaml").exists():
                 command = ["resume", f"runs/{name}"]
                 before.append(recorded(path, self.world))
             if code == 0 or self.problems:
                 break
         for driver, until in ended:
-            left = driver.leftovers(max(0.0, until - time.monotonic()))
+            # What reports a killed run to a tracker goes on with the resumed one, and ends with it.
+            left = driver.leftovers(max(10.0, until - time.monotonic()))
             self.problems += [f"{name}: left over: {p}" for p in left]
         for moment in before:
             self.problems += [f"{name}: {p}" for p in lost(path, self.world, moment)]
