@@ -1,8 +1,9 @@
 """The few fixed texts on which a run measures how far its policies have moved."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from selfkd.rundir import HELDOUT, of_verb, read_columns, round_steps
+from selfkd.rundir import HELDOUT, StepRecord, find_rows, of_verb, round_steps
 from selfkd.training.base import Text
 
 TEXTS = 16
@@ -18,29 +19,22 @@ def probe_texts(run_dir: Path) -> tuple[Text, ...]:
     steps = round_steps(run_dir, 0)
     for label in (HELDOUT, ""):
         own = [s for s in steps if s.label == label]
-        prompts = [p for s in of_verb(own, "prompts") for p in s.shards()]
-        answers = [p for s in of_verb(own, "generate") for p in s.shards()]
-        if found := _texts(prompts, answers):
+        if found := _texts(of_verb(own, "prompts"), of_verb(own, "generate")):
             return found
     return ()
 
 
-def _texts(prompts: list[Path], answers: list[Path]) -> tuple[Text, ...]:
+def _texts(prompts: Sequence[StepRecord], answers: Sequence[StepRecord]) -> tuple[Text, ...]:
     chosen: dict[str, list[int]] = {}
-    for path in answers:
-        for row in read_columns(path, ["prompt_id", "tokens"]).to_pylist():
-            if row["tokens"]:
-                chosen.setdefault(row["prompt_id"], row["tokens"])
-            if len(chosen) == TEXTS:
-                break
+    tables = (t for s in answers for t in s.tables(["prompt_id", "tokens"]))
+    for row in (row for table in tables for row in table.to_pylist()):
         if len(chosen) == TEXTS:
             break
-    asked: dict[str, list[int]] = {}
-    for path in prompts:
-        rows = read_columns(path, ["id", "tokens"]).to_pylist()
-        asked |= {row["id"]: row["tokens"] for row in rows if row["id"] in chosen}
+        if row["tokens"]:
+            chosen.setdefault(row["prompt_id"], row["tokens"])
+    asked = find_rows(prompts, ("id", "tokens"), chosen)
     return tuple(
-        Text(tuple(asked[id]), tuple(tokens[:TOKENS]))
+        Text(tuple(asked[id]["tokens"]), tuple(tokens[:TOKENS]))
         for id, tokens in chosen.items()
-        if asked.get(id)
+        if id in asked and asked[id]["tokens"]
     )

@@ -53,7 +53,7 @@ REWARD_KEYS = ("prompts", "reward_stderr", "reward_best", "reward_best_stderr", 
 def reward_signals(generated: Sequence[StepRecord], judged: Sequence[StepRecord]) -> Row:
     """`prompts`, `reward_...` of a round's own samples; null where nothing is scored."""
     row: Row = dict.fromkeys((*REWARD_KEYS, "reward_length"))
-    prompts, rewards, lengths = _scored(generated, judged)
+    prompts, rewards, lengths = scored(generated, judged)
     if not len(rewards):
         return row
     means, best = _by_prompt(prompts, rewards)
@@ -68,7 +68,8 @@ def reward_signals(generated: Sequence[StepRecord], judged: Sequence[StepRecord]
     return row
 
 
-def _scored(generated: Sequence[StepRecord], judged: Sequence[StepRecord]) -> Scored:
+def scored(generated: Sequence[StepRecord], judged: Sequence[StepRecord]) -> Scored:
+    """What was scored of the samples of some steps, in the order of the verdicts."""
     ids, sizes = [pa.array([], pa.string())], [np.zeros(0)]
     for path in (p for s in generated for p in s.shards()):
         table = read_columns(path, ["id", "tokens"])

@@ -19,12 +19,7 @@ def bucket_definition(
     """The truth for a few rows: autograd finds the gradient."""
     known = ids_CK >= 0
     log_q = torch.log_softmax(logits_CV / measure.temperature, -1)
-    # A row without room for its padding writes to the extra column.
-    column = torch.where(known, ids_CK, log_q.shape[-1])
-    padded = torch.cat([log_q, log_q.new_full((len(log_q), 1), -torch.inf)], -1)
-    picked = padded.gather(-1, column)
-    rest = padded.scatter(-1, column, -torch.inf)
-    student = torch.cat([picked, torch.logsumexp(rest, -1, keepdim=True)], -1)
+    student = in_buckets(log_q, ids_CK)
     teacher = _teacher_buckets(logprobs_CK, known, student[:, -1:]).to(log_q.dtype)
     loss = definition(teacher, student.clamp_min(FLOOR), measure)
     return Rows(
@@ -36,6 +31,15 @@ def bucket_definition(
         ),
         None,
     )
+
+
+def in_buckets(log_q_CV: Tensor, ids_CK: Tensor) -> Tensor:
+    """Log-probabilities [C, K + 1] of the ids, and of all other tokens together."""
+    # A row without room for its padding writes to the extra column.
+    column = torch.where(ids_CK >= 0, ids_CK, log_q_CV.shape[-1])
+    padded = torch.cat([log_q_CV, log_q_CV.new_full((len(log_q_CV), 1), -torch.inf)], -1)
+    rest = padded.scatter(-1, column, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([padded.gather(-1, column), rest], -1)
 
 
 def bucket_rows(

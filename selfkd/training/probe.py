@@ -22,10 +22,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
+from selfkd.kernels.buckets import in_buckets
 from selfkd.kernels.measures import FLOOR, closed_form, measure
 from selfkd.records import content_hash
-from selfkd.training.base import Text, TrainJob
+from selfkd.training.base import Probe, Text
 from selfkd.training.checkpoints import file_errors
 
 LIKELIEST = 64
@@ -40,27 +42,29 @@ class Distances:
     kl_previous: float | None = None
 
 
+UNKNOWN = Distances()
+
+
 class Yardstick:
     """What the base, and the policy before, say of the texts: made before a training starts."""
 
-    def __init__(self, model: Any, job: TrainJob) -> None:
+    def __init__(self, model: Any, probe: Probe) -> None:
         """`model` is what is to be trained, as it starts."""
-        assert job.probe
-        self._probe = job.probe
-        self._key = content_hash([[t.prompt_tokens, t.completion_tokens] for t in job.probe.texts])
-        self._known: dict[str, torch.Tensor] = {}
-        if job.probe.previous:
-            self._known = _read(Path(job.probe.previous), self._key)
-        if not self._known and job.probe.from_base and job.probe.texts:
-            ids, said = _likeliest(model, job.probe.texts)
+        self._probe = probe
+        self._key = content_hash([[t.prompt_tokens, t.completion_tokens] for t in probe.texts])
+        self._known: dict[str, Tensor] = {}
+        if probe.previous:
+            self._known = _read(Path(probe.previous), self._key)
+        if not self._known and probe.from_base and probe.texts:
+            ids, said = _likeliest(model, probe.texts)
             self._known = {"ids": ids, "base": said}
-            if not job.probe.previous:
+            if not probe.previous:
                 self._known["policy"] = said
 
     def measure(self, model: Any) -> Distances:
         """Distances of a trained model, whose own record is written for the next training."""
         if not self._known:
-            return Distances()
+            return UNKNOWN
         said = _look(model, self._probe.texts, self._known["ids"])
         record = {"ids": self._known["ids"], "base": self._known["base"], "policy": said}
         with file_errors():
@@ -71,12 +75,7 @@ class Yardstick:
         )
 
 
-def yardstick(model: Any, job: TrainJob) -> Yardstick | None:
-    """One for the job, where it asks for it."""
-    return Yardstick(model, job) if job.probe else None
-
-
-def _read(path: Path, key: str) -> dict[str, torch.Tensor]:
+def _read(path: Path, key: str) -> dict[str, Tensor]:
     """A policy's record; nothing where it is missing or of other texts."""
     if not path.exists():
         return {}
@@ -86,40 +85,37 @@ def _read(path: Path, key: str) -> dict[str, torch.Tensor]:
         return {name: file.get_tensor(name) for name in ("ids", "base", "policy")}
 
 
-def _kl(other_NK: torch.Tensor, policy_NK: torch.Tensor) -> float:
+def _kl(other_NK: Tensor, policy_NK: Tensor) -> float:
     return closed_form(other_NK.double(), policy_NK.double(), REVERSE_KL)[0].mean().item()
 
 
-def _likeliest(model: Any, texts: Sequence[Text]) -> tuple[torch.Tensor, torch.Tensor]:
+def _likeliest(model: Any, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
     """The likeliest tokens at each token of the texts (N, K), and their buckets (N, K + 1)."""
-    ids = [
-        _log_probs(model, text).topk(min(LIKELIEST, _vocabulary(model))).indices for text in texts
-    ]
-    chosen = torch.cat(ids).int().cpu()
-    return chosen, _look(model, texts, chosen)
-
-
-def _look(model: Any, texts: Sequence[Text], ids_NK: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities (N, K + 1) of the tokens asked for, and of all others together."""
-    parts, first = [], 0
+    ids, said = [], []
     for text in texts:
         log_probs = _log_probs(model, text)
-        ids = ids_NK[first : first + len(log_probs)].long().to(log_probs.device)
-        first += len(log_probs)
-        rest = log_probs.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
-        parts.append(torch.cat([log_probs.gather(-1, ids), rest], -1))
-    return torch.cat(parts).clamp_min(FLOOR).cpu()
+        ids.append(log_probs.topk(min(LIKELIEST, log_probs.shape[-1])).indices)
+        said.append(_buckets(log_probs, ids[-1]))
+    return torch.cat(ids).int().cpu(), torch.cat(said)
+
+
+def _look(model: Any, texts: Sequence[Text], ids_NK: Tensor) -> Tensor:
+    """The buckets (N, K + 1) of the tokens asked for."""
+    own = ids_NK.split([len(text.completion_tokens) for text in texts])
+    parts = zip(texts, own, strict=True)
+    return torch.cat([_buckets(_log_probs(model, text), ids) for text, ids in parts])
+
+
+def _buckets(log_probs_TV: Tensor, ids_TK: Tensor) -> Tensor:
+    ids = ids_TK.to(log_probs_TV.device, torch.long)
+    return in_buckets(log_probs_TV, ids).clamp_min(FLOOR).cpu()
 
 
 @torch.no_grad()
-def _log_probs(model: Any, text: Text) -> torch.Tensor:
+def _log_probs(model: Any, text: Text) -> Tensor:
     """Of every token of the vocabulary (T, V), in float32, at each of the text's T tokens."""
     model.eval()
     tokens = (*text.prompt_tokens, *text.completion_tokens[:-1])
     ids = torch.tensor([tokens], device=model.device)
     logits = model(ids, use_cache=False).logits[0, len(text.prompt_tokens) - 1 :]
     return logits.float().log_softmax(-1)
-
-
-def _vocabulary(model: Any) -> int:
-    return model.get_input_embeddings().weight.shape[0]

@@ -23,7 +23,7 @@ from selfkd.records import Example, read_rows
 from selfkd.training.adapters import merge, save_adapter
 from selfkd.training.base import TrainJob, TrainReport
 from selfkd.training.checkpoints import load, save
-from selfkd.training.probe import Distances, yardstick
+from selfkd.training.probe import UNKNOWN, Distances, Yardstick
 from selfkd.training.rounding import round_to_bfloat16
 from selfkd.training.state import continue_training, save_state
 
@@ -95,7 +95,8 @@ class LocalTrainer:
         tokenizer = AutoTokenizer.from_pretrained(job.start_path)
         model = self._model(job)
         trainer = _make_trainer(model, tokenizer, examples, job)
-        measure = None if trainer.args.process_index else yardstick(trainer.model, job)
+        saves = not trainer.args.process_index  # of several workers, the first one
+        yardstick = Yardstick(trainer.model, job.probe) if saves and job.probe else None
         if job.stretch:
             state = job.stretch.state_from
             place = Path(state) if state else None
@@ -109,8 +110,8 @@ class LocalTrainer:
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         dtype = _stored_dtype(job)
         adapter = job.options.lora_rank > 0 and job.options.lora_save == "adapter"
-        if trainer.args.process_index:
-            return _report(trainer, examples, started, step_seconds)  # the first worker saves
+        if not saves:
+            return _report(trainer, examples, started, step_seconds)
         if adapter:
             save_adapter(model, job, dtype)
         if job.options.lora_rank:
@@ -123,11 +124,11 @@ class LocalTrainer:
             # Saving rounds them too, and unlike the weights they are not meant to be.
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
             save(model, dtype, Path(job.start_path), Path(whole))
-            # Accelerate's mark on a model: one that has it would not be given autocast again.
-            model.__dict__.pop("_is_accelerate_prepared", None)
             if not torch.cuda.is_available():  # there TRL leaves its marks on a model
+                # Accelerate's mark: a model that has it would not be given autocast again.
+                model.__dict__.pop("_is_accelerate_prepared", None)
                 self._kept = _Kept(_identity(whole), model, buffers)
-        moved = measure.measure(model) if measure else None
+        moved = yardstick.measure(model) if yardstick else UNKNOWN
         report = _report(trainer, examples, started, step_seconds, canary, moved)
         del trainer, model
         _give_back_memory()
@@ -174,7 +175,7 @@ def _report(
     started: float,
     step_seconds: float,
     canary: Any = (),
-    moved: Distances | None = None,
+    moved: Distances = UNKNOWN,
 ) -> TrainReport:
     return TrainReport(
         steps=trainer.state.global_step,
@@ -185,8 +186,8 @@ def _report(
         seconds=time.monotonic() - started,
         canary=canary,
         step_seconds=step_seconds,
-        kl_base=moved.kl_base if moved else None,
-        kl_previous=moved.kl_previous if moved else None,
+        kl_base=moved.kl_base,
+        kl_previous=moved.kl_previous,
     )
 
 

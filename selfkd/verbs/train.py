@@ -197,6 +197,11 @@ def _progress(round: "Round", step: Step, row: dict[str, Any]) -> None:
     round.progress(step, row["step"], row["total_steps"], loss=row["loss"])
 
 
+_REPORTED = (
+    "steps", "examples", "tokens", "loss_first", "loss_last", "seconds", "step_seconds",
+    "kl_base", "kl_previous",
+)  # fmt: skip
+
+
 def _report(result: TrainReport) -> dict[str, Any]:
-    names = ("steps", "examples", "tokens", "loss_first", "loss_last", "seconds", "step_seconds")
-    return {name: getattr(result, name) for name in (*names, "kl_base", "kl_previous")}
+    return {name: getattr(result, name) for name in _REPORTED}

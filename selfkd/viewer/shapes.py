@@ -5,17 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from selfkd.records import content_hash
-from selfkd.rundir import (
-    StepRecord,
-    places,
-    read_columns,
-    read_lines,
-    round_numbers,
-    round_steps,
-)
+from selfkd.rundir import StepRecord, read_lines, round_numbers, round_steps
+from selfkd.signals import scored
 from selfkd.viewer.lines import is_number
 from selfkd.viewer.remembered import Remembered
 
@@ -41,14 +34,14 @@ def round_shapes(run_dir: Path) -> list[Row]:
     seconds, tokens and tokens_per_second of each finished step that took time).
     """
     steps = {n: round_steps(run_dir, n) for n in round_numbers(run_dir)}
-    scored = {n: _scored(found) for n, found in steps.items()}
-    edges = reward_edges([rewards for rewards, _ in scored.values()])
+    known = {n: _scored(found) for n, found in steps.items()}
+    edges = reward_edges([rewards for rewards, _ in known.values()])
     return [
         {
             "round": n,
-            "reward": _spread(scored[n][0]),
-            "histogram": _histogram(scored[n][0], edges),
-            "by_length": _by_length(*scored[n]),
+            "reward": _spread(known[n][0]),
+            "histogram": _histogram(known[n][0], edges),
+            "by_length": _by_length(*known[n]),
             "log": _log(found),
             "steps": [s for s in map(_speed, found) if s],
         }
@@ -68,21 +61,8 @@ def _scored(steps: Sequence[StepRecord]) -> tuple[np.ndarray, np.ndarray]:
 def _read_scored(
     made: Sequence[StepRecord], judged: Sequence[StepRecord]
 ) -> tuple[np.ndarray, np.ndarray]:
-    ids, sizes = [pa.array([], pa.string())], [np.zeros(0, np.int64)]
-    for path in (p for s in made for p in s.shards()):
-        table = read_columns(path, ["id", "tokens"])
-        ids += table.column("id").chunks
-        sizes += [c.value_lengths().to_numpy(zero_copy_only=False) for c in table["tokens"].chunks]
-    known = pa.chunked_array(ids)
-    size = np.append(np.concatenate(sizes), 0).astype(np.int64)  # -1, not found, is the last
-    empty = pa.table({"sample_id": pa.array([], pa.string()), "reward": pa.array([], pa.float64())})
-    paths = [p for s in judged for p in s.shards()]
-    # At once: each look-up makes an index of all that is known.
-    table = pa.concat_tables([empty, *(read_columns(p, ["sample_id", "reward"]) for p in paths)])
-    values = table.column("reward").to_numpy().astype(np.float64)
-    found = places(table.column("sample_id"), known).fill_null(-1).to_numpy()
-    finite = np.isfinite(values)
-    return values[finite], size[found[finite]]
+    _, rewards, lengths = scored(made, judged)
+    return rewards, np.nan_to_num(lengths).astype(np.int64)
 
 
 def reward_edges(rounds: Sequence[np.ndarray]) -> np.ndarray:

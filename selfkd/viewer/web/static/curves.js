@@ -3,6 +3,9 @@
   const GRID = {stroke: "var(--grid)", strokeOpacity: 1};
 
   selfkd.colour = (i) => `var(--c${i % 8})`;
+  // A second and a third line of a figure, told apart from the first without colour.
+  selfkd.second = {dash: "6 4", symbol: "square"};
+  selfkd.third = {dash: "2 4", symbol: "triangle"};
 
   // Whole rounds, as many as fit.
   const ticks = (rounds, width) => {

@@ -1,6 +1,6 @@
 // The figures of one run, from its figures by round (`run`) and their shapes (`shapes`, or null).
 (() => {
-  const {number, colour} = selfkd;
+  const {number, colour, second, third} = selfkd;
   const {lead, bands, histogram, passes, lengthReward} = selfkd;
   const {funnel, shares, health, seconds, speed} = selfkd;
   const {drift, controls, agreement, taste} = selfkd;
@@ -9,57 +9,21 @@
   selfkd.plots = (run, shapes) => {
     const length = [
       {key: "length_mean", label: "mean", color: colour(0)},
-      {
-        key: "length_p95",
-        label: "95 % are shorter",
-        color: colour(1),
-        dash: "6 4",
-        symbol: "square",
-      },
+      {key: "length_p95", label: "95 % are shorter", color: colour(1), ...second},
     ];
     const diversity = [
       {key: "unique", label: "distinct completions of a prompt", color: colour(2)},
-      {
-        key: "distinct_2",
-        label: "distinct token pairs",
-        color: colour(3),
-        dash: "6 4",
-        symbol: "square",
-      },
-      {
-        key: "similarity",
-        label: "likeness of two samples of a prompt",
-        color: colour(5),
-        dash: "2 4",
-        symbol: "triangle",
-      },
+      {key: "distinct_2", label: "distinct token pairs", color: colour(3), ...second},
+      {key: "similarity", label: "likeness of two samples of a prompt", color: colour(5), ...third},
     ];
     const choosing = [
       {key: "accept_rate", label: "samples kept", color: KEPT},
-      {
-        key: "coverage",
-        label: "prompts with a kept sample",
-        color: colour(0),
-        dash: "6 4",
-        symbol: "square",
-      },
-      {
-        key: "truncated",
-        label: "completions cut at the limit",
-        color: "var(--bad)",
-        dash: "2 4",
-        symbol: "triangle",
-      },
+      {key: "coverage", label: "prompts with a kept sample", color: colour(0), ...second},
+      {key: "truncated", label: "completions cut at the limit", color: "var(--bad)", ...third},
     ];
     const distance = [
       {key: "kl_base", label: "from the base", color: colour(0)},
-      {
-        key: "kl_previous",
-        label: "from the policy before",
-        color: colour(1),
-        dash: "6 4",
-        symbol: "square",
-      },
+      {key: "kl_previous", label: "from the policy before", color: colour(1), ...second},
     ];
     const moved = run.rounds.some((r) => r.kl_base);
     const first = [lead(run), passes(run), funnel(run)];

@@ -1,7 +1,7 @@
 // Figures about whether the judge can be believed: drift, controls, agreement with gold, its taste
 // for length. Each is there only where the run recorded what it shows.
 (() => {
-  const {number, share, colour, byRound, line, tip, has, col, shares} = selfkd;
+  const {number, share, colour, second, third, byRound, line, tip, has, col, shares} = selfkd;
   const REWARD = "var(--reward)";
   const GOLD = "var(--gold)";
   const round = col("round", "round");
@@ -11,13 +11,7 @@
     if (!rows.length) return [];
     const keys = [
       {key: "reward_mean", label: "as judged in this round", color: REWARD},
-      {
-        key: "reward_first",
-        label: "as judged in the first round",
-        color: GOLD,
-        dash: "6 4",
-        symbol: "square",
-      },
+      {key: "reward_first", label: "as judged in the first round", color: GOLD, ...second},
     ];
     const all = rows.flatMap((r) => [r.reward_mean, r.reward_first, 0]);
     return [
@@ -123,13 +117,7 @@
     if (!rows.length) return [];
     const keys = [
       {key: "auc", label: "right answers ranked above wrong ones (AUC)", color: colour(0)},
-      {
-        key: "pair_accuracy",
-        label: "the same, within a prompt",
-        color: colour(2),
-        dash: "6 4",
-        symbol: "square",
-      },
+      {key: "pair_accuracy", label: "the same, within a prompt", color: colour(2), ...second},
       {
         key: "calibration",
         label: "calibration error",
@@ -137,13 +125,7 @@
         dash: "8 3 2 3",
         symbol: "diamond",
       },
-      {
-        key: "coverage",
-        label: "samples that both scored",
-        color: colour(6),
-        dash: "2 4",
-        symbol: "triangle",
-      },
+      {key: "coverage", label: "samples that both scored", color: colour(6), ...third},
     ].filter((k) => rows.some((r) => r[k.key] != null));
     return [
       {
