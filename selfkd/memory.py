@@ -2,8 +2,9 @@
 
 The figures are estimates for planning: they decide between keeping both processes and swapping
 them, and refuse a start that cannot fit. One parameter costs a sampler its weights twice on CPU
-(vLLM keeps a packed copy), and a full fine-tuning 16 bytes: fp32 weights, gradients and two Adam
-moments (Rajbhandari et al. 2020, arXiv:1910.02054, section 3.1).
+(vLLM keeps a packed copy), and a full fine-tuning 20 bytes: fp32 weights, gradients and two Adam
+moments (Rajbhandari et al. 2020, arXiv:1910.02054, section 3.1), and the weights as bfloat16 sees
+them.
 """
 
 import json
@@ -77,7 +78,7 @@ def footprint(
     width = 2 if dtype == "bfloat16" else 4
     config = json.loads((model_path / "config.json").read_text())
     sampler = PROCESS_GIB + 2 * width * count / GIB + kv_cache_gib
-    state = 4 if lora_rank else 16
+    state = 4 if lora_rank else 20
     # Activations: about 34 values a token and layer at width `hidden_size` (Korthikanti et al.
     # 2022, arXiv:2205.05198, without attention scores), and fp32 logits with their gradient.
     layers, hidden = config.get("num_hidden_layers", 0), config.get("hidden_size", 0)

@@ -641,7 +641,8 @@ def test_verdicts_that_came_before_a_stop_are_not_paid_again(
     known = cache.hits
     pool.close()
     again = log.read_text().splitlines()[len(paid) :]
-    assert 0 < known == len(samples) - len(again)
+    # A set: what was being judged at the stop may be written down after it, and is paid again.
+    assert 0 < known == len(samples) - len(set(again))
     assert len({*paid} & {*again}) <= 8  # those that were on their way
     assert [v.reward for v in verdicts] == [float(len(s.completion)) for s in samples]
 

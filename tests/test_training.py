@@ -242,6 +242,22 @@ def test_bfloat16_trains_as_float32_does_and_is_stored_so(
         assert logprobs(task.out_dir, tokens) == pytest.approx(expected[1:], abs=1e-4)
 
 
+def test_bfloat16_sees_steps_that_are_too_small_for_it(tiny_model: Path, tmp_path: Path) -> None:
+    # From bfloat16 weights, by steps that rounding to the nearest would undo in every forward pass.
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(
+        shutil.copytree(tiny_model, tmp_path / "start")
+    )
+    gained = {}
+    for dtype in ("float32", "bfloat16"):
+        task = job(
+            tmp_path / dtype, tmp_path / "start", examples(), dtype=dtype,
+            epochs=12, batch_size=len(examples()), learning_rate=2e-5,
+        )  # fmt: skip
+        report = LocalTrainer().train(task)
+        gained[dtype] = report.loss_first - report.loss_last
+    assert gained["bfloat16"] == pytest.approx(gained["float32"], rel=0.1)
+
+
 def test_a_bfloat16_start_gives_a_bfloat16_policy(tiny_model: Path, tmp_path: Path) -> None:
     # In float32 a bfloat16 sampler would round it back to where it started.
     shutil.copytree(tiny_model, tmp_path / "start")

@@ -16,6 +16,7 @@ from selfkd.kernels import Divergence, fused_linear_divergence, sparse_linear_di
 from selfkd.records import Example
 from selfkd.training.base import TrainJob
 from selfkd.training.hidden import check_head, hidden_states, output_head
+from selfkd.training.rounding import Rounding
 from selfkd.training.sft import IGNORED, Collator, WeightedSFTTrainer, arguments, padding_token
 from selfkd.training.teachers import Ema, Live, Row, Served, Teacher, ask_once
 
@@ -145,7 +146,8 @@ def make_trainer(
     elif settings["teacher"] == "served":
         trainer.teacher = Served(examples)
     elif settings["teacher"] == "ema":
-        trainer.teacher = Ema(model, settings["ema_decay"])
+        rounding = Rounding(job.seed) if dtype == "bfloat16" else None
+        trainer.teacher = Ema(model, settings["ema_decay"], rounding)
     else:
         kept = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         trainer.teacher = ask_once(trainer, rows, job, kept, len(tokenizer))

@@ -1,24 +1,87 @@
-"""Rounds trained weights to bfloat16 without undoing what was learnt.
+"""bfloat16 weights that keep what was learnt: rounded at random, with the odds of the expectation.
 
-A round of training moves most weights by less than half the distance to the next bfloat16 number,
-so rounding to the nearest gives the old weight back and with it most of the old loss. Rounding up
-or down at random, with the odds that keep the expectation, keeps the loss (`benchmarks/rounding.py`
-prints the comparison). A policy stored so is exactly what a bfloat16 sampler holds.
+A round of training moves most weights by less than half the distance to the next bfloat16 number.
+To the nearest number they all round to where they came from, and most of what was learnt is gone:
+from a stored policy, and no less from a forward pass in bfloat16, which then computes gradients at
+the old weights, step after step in the same direction, until the policy has overshot. So both see
+weights that are rounded up or down at random, which keeps the expectation (stochastic rounding,
+Gupta et al. 2015, arXiv:1502.02551, section 3). `benchmarks/rounding.py` prints what it is worth.
 """
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+TABLE = 2**20
+"""Numbers of a table of noise. Weights so far apart share theirs, which costs nothing: it is the
+low bits that decide with it, and those they do not share."""
 
 
-@torch.no_grad()
 def round_to_bfloat16(model: torch.nn.Module, seed: int) -> None:
-    """Replace every float32 parameter by a neighbouring bfloat16 number, still stored as float32.
-
-    Stochastic rounding: x goes to the neighbour away from zero with a probability of its distance
-    from the other, in units of their gap (Gupta et al. 2015, arXiv:1502.02551, section 3).
-    """
-    generator = torch.Generator().manual_seed(seed)
+    """Replace every float32 parameter by a neighbouring bfloat16 number, stored as float32."""
+    noise = _noise(seed)
     for parameter in model.parameters():
-        # The upper half of a float32 is the bfloat16 nearer to zero; the lower half, the rest.
-        bits = parameter.data.view(torch.int32)
-        noise = torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, generator=generator)
-        bits.add_(noise.to(bits.device)).bitwise_and_(-(1 << 16))
+        _round(parameter.data, noise, parameter.data)
+
+
+class Rounding:
+    """Rounds the same tensors over and over, with fresh noise, into memory of its own."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._buffers: list[Tensor] = []
+
+    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Rounded copies, which are overwritten by the next call."""
+        self._buffers = self._buffers or [torch.empty_like(t) for t in tensors]
+        self._seed += 1
+        noise = _noise(self._seed)
+        for tensor, buffer in zip(tensors, self._buffers, strict=True):
+            _round(tensor, noise, buffer)
+        return self._buffers
+
+
+class RoundedSteps(TrainerCallback):
+    """Gradients at rounded weights; the optimiser goes on with the exact ones."""
+
+    def __init__(self, parameters: Iterable[Tensor], seed: int) -> None:
+        self._parameters = [p for p in parameters if p.requires_grad]
+        self._exact = [p.data for p in self._parameters]
+        self._rounding = Rounding(seed)
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._exact = [p.data for p in self._parameters]
+        self._show(self._rounding(self._exact))
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self._show(self._exact)
+
+    def _show(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self._parameters, values, strict=True):
+            parameter.data = value
+
+
+def _noise(seed: int) -> Tensor:
+    """Uniform int16, the same on every device."""
+    table = torch.empty(TABLE // 4, dtype=torch.int64)
+    return table.random_(-(2**63), None, generator=torch.Generator().manual_seed(seed)).view(
+        torch.int16
+    )
+
+
+def _round(exact: Tensor, noise: Tensor, into: Tensor) -> None:
+    # The upper half of a float32 is the bfloat16 nearer to zero; the lower half, the rest of it, is
+    # the chance that noise carries over into the upper half.
+    noise = noise.to(exact.device)
+    with torch.no_grad():
+        pairs = zip(_bits(exact), _bits(into), strict=True)
+        for bits, rounded in pairs:
+            torch.add(bits, noise[: len(bits)], out=rounded)
+            rounded.add_(1 << 15).bitwise_and_(-(1 << 16))
+
+
+def _bits(tensor: Tensor) -> tuple[Tensor, ...]:
+    return tensor.view(-1).view(torch.int32).split(TABLE)

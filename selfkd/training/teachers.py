@@ -24,6 +24,7 @@ from selfkd.records import Example
 from selfkd.training.base import TrainJob
 from selfkd.training.checkpoints import load
 from selfkd.training.hidden import Head, check_head, hidden_states, output_head
+from selfkd.training.rounding import Rounding
 
 Batch = dict[str, Any]
 Row = dict[str, Any]
@@ -57,26 +58,26 @@ class Ema:
     weights below are the same for both.
     """
 
-    def __init__(self, model: Any, decay: float) -> None:
+    def __init__(self, model: Any, decay: float, rounding: Rounding | None) -> None:
+        """`rounding`: where the student computes in bfloat16."""
         self._decay = decay
+        self._rounding = rounding
         self.average = [p.detach().clone() for p in _trained(model)]
 
     def states(self, model: Any, batch: Batch) -> tuple[Tensor, Head]:
-        self._swap(model)
+        shown = self._rounding(self.average) if self._rounding else self.average
+        students = [p.data for p in _trained(model)]
+        _put(model, shown)
         try:
             states, head = _silent(model, _teacher_rows(batch)), output_head(model).detached()
         finally:
-            self._swap(model)
+            _put(model, students)
         return states, head
 
     def stepped(self, model: Any) -> None:
         with torch.no_grad():
             for average, now in zip(self.average, _trained(model), strict=True):
                 average.lerp_(now, 1 - self._decay)
-
-    def _swap(self, model: Any) -> None:
-        for i, parameter in enumerate(_trained(model)):
-            parameter.data, self.average[i] = self.average[i], parameter.data
 
 
 class Fixed:
@@ -199,6 +200,11 @@ def _teacher_rows(batch: Batch) -> Batch:
     prefix = "teacher_" if "teacher_input_ids" in batch else ""
     names = ("input_ids", "attention_mask", "mask")
     return {name: batch[prefix + name] for name in names}
+
+
+def _put(model: Any, values: Sequence[Tensor]) -> None:
+    for parameter, value in zip(_trained(model), values, strict=True):
+        parameter.data = value
 
 
 def _trained(model: Any) -> list[Tensor]:

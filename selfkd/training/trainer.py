@@ -24,7 +24,7 @@ from selfkd.training.adapters import merge, save_adapter
 from selfkd.training.base import TrainJob, TrainReport
 from selfkd.training.checkpoints import load, save
 from selfkd.training.probe import UNKNOWN, Distances, Yardstick
-from selfkd.training.rounding import round_to_bfloat16
+from selfkd.training.rounding import RoundedSteps, round_to_bfloat16
 from selfkd.training.state import continue_training, save_state
 
 CANARY_TOKENS = 200
@@ -95,6 +95,8 @@ class LocalTrainer:
         tokenizer = AutoTokenizer.from_pretrained(job.start_path)
         model = self._model(job)
         trainer = _make_trainer(model, tokenizer, examples, job)
+        if compute_dtype(job.options.dtype) == "bfloat16":
+            trainer.add_callback(RoundedSteps(trainer.model.parameters(), job.seed))
         saves = not trainer.args.process_index  # of several workers, the first one
         yardstick = Yardstick(trainer.model, job.probe) if saves and job.probe else None
         if job.stretch:

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from selfkd import assembly
 from selfkd.config import resolve
 from selfkd.launch import execute, new_run
 from selfkd.metrics import round_rows
 from selfkd.progress import make_reporter
+from tests.testbed.inprocess import InProcess
 
 JUDGES = Path(__file__).with_name("judging.py")
 
@@ -33,6 +36,6 @@ def play(
     }
     resolved = resolve(config | settings)
     path = new_run(resolved, runs, None)
-    with make_reporter(json_events=True) as reporter:
+    with make_reporter(json_events=True) as reporter, patch.object(assembly, "Cluster", InProcess):
         execute(path, resolved, reporter)
     return round_rows(path)

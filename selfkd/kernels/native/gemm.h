@@ -207,12 +207,19 @@ template <class E, class S>
 void hidden_gradient(const uint32_t *gradient, int64_t row, const S *head, int64_t head_ld,
                      float *out, int64_t C, int64_t H, int64_t V, int threads) {
   constexpr int64_t BLOCK = 256;
-  int64_t panels = ceil_div(H, WIDTH);
-  int64_t row_groups = std::clamp<int64_t>(ceil_div(C, 32), 1, std::max<int64_t>(
-      ceil_div(C, 256), std::min<int64_t>(threads, 4)));
+  int64_t panels = ceil_div(H, WIDTH), row_groups = 1, panel_groups = 1;
+  // The division whose slowest thread has least to do. A task packs its panels of the head anew,
+  // at the cost of some PACKING rows, and its rows of the gradient stay in a cache.
+  constexpr int64_t PACKING = 32, CACHED = 256;
+  double least = 0;
+  for (int64_t r = ceil_div(C, CACHED); r <= std::max(ceil_div(C, CACHED), ceil_div(C, 32)); r++)
+    for (int64_t p = 1; p <= panels; p++) {
+      int64_t turns = ceil_div(r * p, threads), share = ceil_div(panels, p);
+      double cost = (double)turns * share * (ceil_div(ceil_div(C, r), MR) * MR + PACKING);
+      if (least == 0 || cost < least) least = cost, row_groups = r, panel_groups = p;
+    }
   int64_t rows = ceil_div(ceil_div(C, row_groups), MR) * MR;
   row_groups = ceil_div(C, rows);
-  int64_t panel_groups = std::min(panels, ceil_div(threads, row_groups));
   int64_t share = ceil_div(panels, panel_groups);
   tasks::run(row_groups * panel_groups, threads, [&](int64_t at) {
     int64_t r = at % row_groups * rows, first = at / row_groups * share * WIDTH;
