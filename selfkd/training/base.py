@@ -30,7 +30,8 @@ class TrainOptions(Options):
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient clipping norm."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """float32 or bfloat16 autocast; auto takes bfloat16 where the hardware multiplies it fast."""
+    """What products are computed in; auto takes bfloat16 where the hardware multiplies it fast. It
+    sees the weights rounded stochastically in each step; the optimiser's stay float32."""
     lora_rank: int = Field(0, ge=0)
     """LoRA rank; 0 trains every weight."""
     lora_save: Literal["merged", "adapter"] = "merged"
