@@ -209,12 +209,15 @@ def test_teachers_that_move_with_the_student(tiny_model, tmp_path, teacher, deca
                 kept.lerp_(now, 1 - decay)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("teacher", "rank"), [("base", 0), ("ema", 0), ("ema", 4)])
-def test_a_training_cut_by_syncs_is_the_same_training(tiny_model, tmp_path, teacher, rank) -> None:
+def test_a_training_cut_by_syncs_is_the_same_training(
+    tiny_model, tmp_path, teacher, rank, dtype
+) -> None:
     def settings(folder: Path, **more: Any) -> Any:
         made = task(
             folder, tiny_model, examples(True), teacher, ref_path=str(tiny_model), lora_rank=rank,
-            warmup_ratio=0.4,
+            warmup_ratio=0.4, dtype=dtype,
         )  # fmt: skip
         return replace(made, **more)
 

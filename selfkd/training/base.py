@@ -112,6 +112,11 @@ class TrainJob:
     """Set where this job is a part of a training; it starts from `start_path` all the same."""
     probe: Probe | None = None
 
+    @property
+    def first_step(self) -> int:
+        """Optimiser steps that were made before this job, in a training that is cut."""
+        return self.stretch.first if self.stretch else 0
+
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:

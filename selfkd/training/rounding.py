@@ -48,6 +48,7 @@ class RoundedSteps(TrainerCallback):
     """Gradients at rounded weights; the optimiser goes on with the exact ones."""
 
     def __init__(self, parameters: Iterable[Tensor], seed: int) -> None:
+        """`seed` is one more where a training that was cut goes on after one more step."""
         self._parameters = [p for p in parameters if p.requires_grad]
         self._exact = [p.data for p in self._parameters]
         self._rounding = Rounding(seed)
