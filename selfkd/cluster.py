@@ -294,7 +294,7 @@ def kill(actor: Any) -> None:
     import ray
     from ray import exceptions
 
-    if _ended_here():
+    if not ray.is_initialized() or _ended_here():
         return  # its processes end by themselves, and nobody is there to ask
     with contextlib.suppress(ValueError, exceptions.RayError):
         ray.kill(actor, no_restart=True)
