@@ -24,8 +24,7 @@ def test_rest_em_gains_and_loses_diversity(bed: Bed) -> None:
         rounds=2, samples_per_prompt=16, max_kept_per_prompt=5, seed=bed.seed,
         train={"learning_rate": 5e-4, "batch_size": 32, "epochs": 8, "dtype": "float32"},
     )  # fmt: skip
-    # Greedily the bases of some seeds are right two times in three: not much is left to gain.
-    assert 1 - rows[-1]["heldout_reward"] <= 0.5 * (1 - rows[0]["heldout_reward"])
+    assert rows[-1]["heldout_reward"] >= rows[0]["heldout_reward"] + 0.35
     assert rows[-1]["reward_mean"] >= rows[0]["reward_mean"] + 0.4
     assert rows[-1]["unique"] <= 0.6 * rows[0]["unique"]
     assert 0.001 < rows[1]["kl_base"] == rows[1]["kl_previous"] < rows[2]["kl_base"]

@@ -109,8 +109,7 @@ def test_the_vote_is_the_ceiling_of_lmsi(bed: Bed) -> None:
         bed.runs, "lmsi", bed.model, bed.prompts, bed.heldout, rounds=1, seed=bed.seed, **LMSI
     )
     accuracy, _ = votes(run_dir(bed.runs), 0)
-    # One seed's base is right at 0.70 already.
-    assert rows[0]["heldout_reward"] + 0.05 <= rows[1]["heldout_reward"] <= accuracy + 0.1
+    assert rows[0]["heldout_reward"] + 0.1 <= rows[1]["heldout_reward"] <= accuracy + 0.1
 
 
 @pytest.fixture(scope="module", params=SEEDS, ids=lambda s: f"seed{s}")
