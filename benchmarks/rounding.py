@@ -40,10 +40,10 @@ def main() -> None:
     teacher = sorted(run.glob("policies/round-*"))[-1]
     shards = sorted(run.glob("rounds/*/*-train/*.parquet"))
     examples = [e for shard in shards for e in read_rows(pq.read_table(shard), Example)]
-    wanted = logits(teacher, examples[:COUNTED])
+    wanted = log_probs(teacher, examples[:COUNTED])
 
     def report(name: str, path: Path, change: Change = lambda model: None) -> None:
-        got = logits(path, examples[:COUNTED], change)
+        got = log_probs(path, examples[:COUNTED], change)
         print(f"{name:48} {divergence(wanted, got):.4f}", flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +100,7 @@ def to_nearest(model: torch.nn.Module) -> None:
 
 
 @torch.no_grad()
-def logits(
+def log_probs(
     path: Path, examples: Sequence[Example], change: Change = lambda model: None
 ) -> list[torch.Tensor]:
     """Log-probabilities at every place of each completion, in float32."""

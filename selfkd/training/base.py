@@ -113,9 +113,9 @@ class TrainJob:
     probe: Probe | None = None
 
     @property
-    def first_step(self) -> int:
-        """Optimiser steps that were made before this job, in a training that is cut."""
-        return self.stretch.first if self.stretch else 0
+    def rounding_seed(self) -> int:
+        """Of the first step's noise; each step adds one, also where a training is cut."""
+        return self.seed + (self.stretch.first if self.stretch else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,7 @@ def make_trainer(
     elif settings["teacher"] == "served":
         trainer.teacher = Served(examples)
     elif settings["teacher"] == "ema":
-        rounding = Rounding(job.seed + job.first_step) if dtype == "bfloat16" else None
+        rounding = Rounding(job.rounding_seed) if dtype == "bfloat16" else None
         trainer.teacher = Ema(model, settings["ema_decay"], rounding)
     else:
         kept = torch.bfloat16 if dtype == "bfloat16" else torch.float32

@@ -8,12 +8,14 @@ weights that are rounded up or down at random, which keeps the expectation (stoc
 Gupta et al. 2015, arXiv:1502.02551, section 3). `benchmarks/rounding.py` prints what it is worth.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
+
+from selfkd.training.parameters import show, trained
 
 TABLE = 2**20
 """Numbers of a table of noise. Weights so far apart share theirs, which costs nothing: it is the
@@ -22,9 +24,8 @@ low bits that decide with it, and those they do not share."""
 
 def round_to_bfloat16(model: torch.nn.Module, seed: int) -> None:
     """Replace every float32 parameter by a neighbouring bfloat16 number, stored as float32."""
-    noise = _noise(seed)
-    for parameter in model.parameters():
-        _round(parameter.data, noise, parameter.data)
+    weights = [p.data for p in model.parameters()]
+    _round(weights, seed, weights)
 
 
 class Rounding:
@@ -38,50 +39,43 @@ class Rounding:
         """Rounded copies, which are overwritten by the next call."""
         self._buffers = self._buffers or [torch.empty_like(t) for t in tensors]
         self._seed += 1
-        noise = _noise(self._seed)
-        for tensor, buffer in zip(tensors, self._buffers, strict=True):
-            _round(tensor, noise, buffer)
+        _round(tensors, self._seed, self._buffers)
         return self._buffers
 
 
 class RoundedSteps(TrainerCallback):
     """Gradients at rounded weights; the optimiser goes on with the exact ones."""
 
-    def __init__(self, parameters: Iterable[Tensor], seed: int) -> None:
-        """`seed` is one more where a training that was cut goes on after one more step."""
-        self._parameters = [p for p in parameters if p.requires_grad]
-        self._exact = [p.data for p in self._parameters]
+    def __init__(self, model: torch.nn.Module, seed: int) -> None:
+        self._parameters = trained(model)
+        self._exact: list[Tensor] = []
         self._rounding = Rounding(seed)
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         self._exact = [p.data for p in self._parameters]
-        self._show(self._rounding(self._exact))
+        show(self._parameters, self._rounding(self._exact))
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        self._show(self._exact)
+        show(self._parameters, self._exact)
 
-    def _show(self, values: Sequence[Tensor]) -> None:
-        for parameter, value in zip(self._parameters, values, strict=True):
-            parameter.data = value
+
+@torch.no_grad()
+def _round(exact: Sequence[Tensor], seed: int, into: Sequence[Tensor]) -> None:
+    noise = _noise(seed)
+    for tensor, out in zip(exact, into, strict=True):
+        noise = noise.to(tensor.device)
+        # The upper half of a float32 is the bfloat16 nearer to zero; the lower half, the rest of
+        # it, is the chance that noise carries over into the upper half.
+        for bits, rounded in zip(_bits(tensor), _bits(out), strict=True):
+            torch.add(bits, noise[: len(bits)], out=rounded)
+            rounded.add_(1 << 15).bitwise_and_(-(1 << 16))
 
 
 def _noise(seed: int) -> Tensor:
     """Uniform int16, the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
     table = torch.empty(TABLE // 4, dtype=torch.int64)
-    return table.random_(-(2**63), None, generator=torch.Generator().manual_seed(seed)).view(
-        torch.int16
-    )
-
-
-def _round(exact: Tensor, noise: Tensor, into: Tensor) -> None:
-    # The upper half of a float32 is the bfloat16 nearer to zero; the lower half, the rest of it, is
-    # the chance that noise carries over into the upper half.
-    noise = noise.to(exact.device)
-    with torch.no_grad():
-        pairs = zip(_bits(exact), _bits(into), strict=True)
-        for bits, rounded in pairs:
-            torch.add(bits, noise[: len(bits)], out=rounded)
-            rounded.add_(1 << 15).bitwise_and_(-(1 << 16))
+    return table.random_(-(2**63), None, generator=generator).view(torch.int16)
 
 
 def _bits(tensor: Tensor) -> tuple[Tensor, ...]:

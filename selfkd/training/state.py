@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
 
+from selfkd.training.parameters import trained
+
 
 def save_state(trainer: Any, path: Path) -> None:
     """Write what `load_state` needs."""
-    tensors = {f"weight.{i}": p for i, p in enumerate(_trained(trainer.model))}
+    tensors = {f"weight.{i}": p for i, p in enumerate(trained(trainer.model))}
     for i, entry in trainer.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": torch.as_tensor(v) for name, v in entry.items()}
     tensors |= {f"teacher.{i}": t for i, t in enumerate(_average(trainer))}
@@ -35,7 +37,7 @@ def continue_training(trainer: Any, first: int, total: int, state: Path | None) 
 @torch.no_grad()
 def _load_state(trainer: Any, tensors: dict[str, torch.Tensor]) -> None:
     places = {
-        "weight": dict(enumerate(_trained(trainer.model))),
+        "weight": dict(enumerate(trained(trainer.model))),
         "teacher": dict(enumerate(_average(trainer))),
     }
     state: dict[int, dict[str, torch.Tensor]] = {}
@@ -46,10 +48,6 @@ def _load_state(trainer: Any, tensors: dict[str, torch.Tensor]) -> None:
         else:
             places[part][int(index)].copy_(tensor)
     trainer.optimizer.load_state_dict(trainer.optimizer.state_dict() | {"state": state})
-
-
-def _trained(model: Any) -> list[torch.Tensor]:
-    return [p for p in model.parameters() if p.requires_grad]
 
 
 def _average(trainer: Any) -> list[torch.Tensor]:

@@ -24,6 +24,7 @@ from selfkd.records import Example
 from selfkd.training.base import TrainJob
 from selfkd.training.checkpoints import load
 from selfkd.training.hidden import Head, check_head, hidden_states, output_head
+from selfkd.training.parameters import show, trained
 from selfkd.training.rounding import Rounding
 
 Batch = dict[str, Any]
@@ -62,21 +63,22 @@ class Ema:
         """`rounding`: where the student computes in bfloat16."""
         self._decay = decay
         self._rounding = rounding
-        self.average = [p.detach().clone() for p in _trained(model)]
+        self.average = [p.detach().clone() for p in trained(model)]
 
     def states(self, model: Any, batch: Batch) -> tuple[Tensor, Head]:
         shown = self._rounding(self.average) if self._rounding else self.average
-        students = [p.data for p in _trained(model)]
-        _put(model, shown)
+        parameters = trained(model)
+        students = [p.data for p in parameters]
+        show(parameters, shown)
         try:
             states, head = _silent(model, _teacher_rows(batch)), output_head(model).detached()
         finally:
-            _put(model, students)
+            show(parameters, students)
         return states, head
 
     def stepped(self, model: Any) -> None:
         with torch.no_grad():
-            for average, now in zip(self.average, _trained(model), strict=True):
+            for average, now in zip(self.average, trained(model), strict=True):
                 average.lerp_(now, 1 - self._decay)
 
 
@@ -147,8 +149,8 @@ def ask_once(
     with off:
         states, starts = answers(trainer, model, rows, Path(job.log_file).parent, dtype)
     # A head that is not trained stays one tensor with the student's, which saves work downstream.
-    trained = own and head.weight_VH.requires_grad
-    return Fixed(states, starts, head.copy() if trained else head.detached())
+    moves = own and head.weight_VH.requires_grad
+    return Fixed(states, starts, head.copy() if moves else head.detached())
 
 
 def answers(
@@ -200,12 +202,3 @@ def _teacher_rows(batch: Batch) -> Batch:
     prefix = "teacher_" if "teacher_input_ids" in batch else ""
     names = ("input_ids", "attention_mask", "mask")
     return {name: batch[prefix + name] for name in names}
-
-
-def _put(model: Any, values: Sequence[Tensor]) -> None:
-    for parameter, value in zip(_trained(model), values, strict=True):
-        parameter.data = value
-
-
-def _trained(model: Any) -> list[Tensor]:
-    return [p for p in model.parameters() if p.requires_grad]

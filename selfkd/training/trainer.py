@@ -96,8 +96,7 @@ class LocalTrainer:
         model = self._model(job)
         trainer = _make_trainer(model, tokenizer, examples, job)
         if compute_dtype(job.options.dtype) == "bfloat16":
-            seed = job.seed + job.first_step
-            trainer.add_callback(RoundedSteps(trainer.model.parameters(), seed))
+            trainer.add_callback(RoundedSteps(trainer.model, job.rounding_seed))
         saves = not trainer.args.process_index  # of several workers, the first one
         yardstick = Yardstick(trainer.model, job.probe) if saves and job.probe else None
         if job.stretch:

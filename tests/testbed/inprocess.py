@@ -2,6 +2,7 @@
 time: those of a play on the testbed take longer to start than to do their work."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 from selfkd.cluster import Check, Cluster
@@ -20,12 +21,12 @@ class InProcess(Cluster):
 
     def get(self, ref: Any, what: str, *, timeout: float, check: Check = lambda: None) -> Any:
         check()
-        return ref()
+        return ref.result()
 
     def stream(
         self, generator: Any, what: str, *, timeout: float, check: Check = lambda: None
     ) -> Iterator[Any]:
-        for value in generator():
+        for value in generator.result():
             check()
             yield value
 
@@ -47,17 +48,10 @@ class _Method:
     def options(self, **options: Any) -> "_Method":
         return self
 
-    def remote(self, *args: Any) -> Any:
-        """What gives the value, or raises what the method raised."""
+    def remote(self, *args: Any) -> Future[Any]:
+        done: Future[Any] = Future()
         try:
-            value = self._method(*args)
+            done.set_result(self._method(*args))
         except Exception as error:
-            return _raising(error)
-        return lambda: value
-
-
-def _raising(error: Exception) -> Any:
-    def give() -> Any:
-        raise error
-
-    return give
+            done.set_exception(error)
+        return done

@@ -211,12 +211,12 @@ void hidden_gradient(const uint32_t *gradient, int64_t row, const S *head, int64
   // The division whose slowest thread has least to do. A task packs its panels of the head anew,
   // at the cost of some PACKING rows, and its rows of the gradient stay in a cache.
   constexpr int64_t PACKING = 32, CACHED = 256;
-  double least = 0;
-  for (int64_t r = ceil_div(C, CACHED); r <= std::max(ceil_div(C, CACHED), ceil_div(C, 32)); r++)
+  int64_t least = INT64_MAX;
+  for (int64_t r = ceil_div(C, CACHED); r <= ceil_div(C, 32); r++)
     for (int64_t p = 1; p <= panels; p++) {
       int64_t turns = ceil_div(r * p, threads), share = ceil_div(panels, p);
-      double cost = (double)turns * share * (ceil_div(ceil_div(C, r), MR) * MR + PACKING);
-      if (least == 0 || cost < least) least = cost, row_groups = r, panel_groups = p;
+      int64_t cost = turns * share * (ceil_div(ceil_div(C, r), MR) * MR + PACKING);
+      if (cost < least) least = cost, row_groups = r, panel_groups = p;
     }
   int64_t rows = ceil_div(ceil_div(C, row_groups), MR) * MR;
   row_groups = ceil_div(C, rows);
