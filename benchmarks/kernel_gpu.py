@@ -68,17 +68,20 @@ class Sizes:
 def roofline(sizes: Sizes, flops: float = 790e12, bandwidth: float = 3.35e12) -> dict[str, float]:
     """Lower bounds in milliseconds on a GPU of that speed, by default an H100 SXM in bfloat16.
 
-    The row kernel walks both models' float32 logits three times and writes bfloat16 gradients. The
-    head's gradient is read and written in float32 once for every three chunks of tokens; that and
+    The row kernel reads both models' float32 logits once from memory, writes what the gradient
+    needs of a sum over the teacher's, and bfloat16 gradients. Both heads are read once a chunk, the
+    gradient of the student's is read and written once for every three chunks of tokens; that and
     what products write and read of logits may hide behind their arithmetic.
     """
-    head = 4.0 * sizes.vocabulary * sizes.hidden
+    head = 2.0 * sizes.vocabulary * sizes.hidden
+    chunks = -(-sizes.tokens // sizes.chunk)
     groups = -(-sizes.tokens // (3 * sizes.chunk))
     figures = {
         "four products": 4 * sizes.product / flops,
         "three products, head frozen": 3 * sizes.product / flops,
-        "row kernel": (6 * sizes.logits(4) + sizes.logits(2)) / bandwidth,
-        "sum of the head's gradient": 2 * groups * head / bandwidth,
+        "row kernel": (3 * sizes.logits(4) + sizes.logits(2)) / bandwidth,
+        "both heads, for every chunk": 2 * chunks * head / bandwidth,
+        "the head's gradient, for every group": 2 * groups * head / bandwidth,
         "logits out of and gradients into products": (2 * sizes.logits(4) + 2 * sizes.logits(2))
         / bandwidth,
     }
@@ -86,12 +89,11 @@ def roofline(sizes: Sizes, flops: float = 790e12, bandwidth: float = 3.35e12) ->
 
 
 def chunk_memory(sizes: Sizes) -> dict[str, float]:
-    """Bytes held beyond inputs and gradients; the last only for a bfloat16 head that is trained."""
+    """Bytes held beyond inputs and gradients."""
     one = 4.0 * sizes.chunk * sizes.vocabulary
     return {
         "logits of a chunk, both models": 2 * one,
         "gradients of three chunks in bfloat16": 1.5 * one,
-        "sum of the head's gradient in float32": 4.0 * sizes.vocabulary * sizes.hidden,
     }
 
 
@@ -107,7 +109,8 @@ def print_roofline(sizes: Sizes) -> None:
 def check(hidden: int, vocabulary: int, device: str) -> list[str]:
     """What is further from float64 than it may be, for every kind and both dtypes."""
     wrong = []
-    for dtype, limits in ((torch.bfloat16, (1e-3, 1e-2)), (torch.float32, (1e-5, 1e-5))):
+    # In float32 the logits are sums of `hidden` products, and the models differ by a tenth of them.
+    for dtype, limits in ((torch.bfloat16, (1e-4, 1e-2)), (torch.float32, (1e-5, 1e-4))):
         x = make_inputs(48, hidden, vocabulary, dtype, device)
         wide = widened(x)
         for kind in KINDS:
@@ -117,7 +120,7 @@ def check(hidden: int, vocabulary: int, device: str) -> list[str]:
             for gradient, exact in zip(gradients, true, strict=True):
                 errors.append(((gradient.double() - exact).norm() / exact.norm()).item())
             print(f"  {dtype} {kind:16} loss {errors[0]:.1e}, gradients {max(errors[1:]):.1e}")
-            slack = 10 if kind == "tvd" else 1  # its gradient jumps where the models agree
+            slack = 100 if kind == "tvd" else 1  # its gradient jumps where the models agree
             if not (errors[0] <= limits[0] and max(errors[1:]) <= slack * limits[1]):
                 wrong.append(f"{kind} in {dtype}")
     return wrong
@@ -149,7 +152,7 @@ def gpu_candidates(x: Inputs) -> dict[str, Run]:
         loss = LigerFusedLinearJSD()
 
         def fused() -> Tensor:
-            got = loss(x.hidden, x.head, x.teacher_hidden, x.teacher_head)
+            got = loss(x.hidden, x.head, x.teacher_hidden, x.teacher_head, shift_labels=None)
             return differentiate(got, x.hidden, x.head)
 
         found["Liger fused"] = fused
@@ -163,6 +166,12 @@ def clocked(run: Run) -> tuple[float, Tensor | None]:
     end.record()
     torch.cuda.synchronize()
     return begin.elapsed_time(end) / 1e3, loss
+
+
+def warmed(run: Run) -> tuple[float, Tensor | None]:
+    """After a run that is not counted: a GPU's clocks depend on what it did just before."""
+    run()
+    return clocked(run)
 
 
 def peak(run: Run, kept: int) -> int:
@@ -184,7 +193,8 @@ def operations(name: str, sizes: Sizes) -> float:
 
 
 def row_kernel_bandwidth(sizes: Sizes) -> float:
-    """Bytes a second of the row kernel alone on one chunk, by what it has to move at least."""
+    """Bytes a second of the row kernel alone on one chunk, by the least it has to move: both
+    models' logits read and gradients written once."""
     from selfkd.kernels.gpu import TritonEngine
 
     engine = TritonEngine(torch.bfloat16, torch.device("cuda"))
@@ -195,18 +205,17 @@ def row_kernel_bandwidth(sizes: Sizes) -> float:
     run = partial(engine.rows, student, teacher, scale, measure("jsd", 0.5, 1.0), into)
     run()
     times = [clocked(lambda: run().loss_C)[0] for _ in range(20)]
-    return student.numel() * (6 * 4 + 2) / statistics.median(times)
+    return student.numel() * (2 * 4 + 2) / statistics.median(times)
 
 
-def targets(seconds: dict[str, list[float]], extra: dict[str, int], sums: float) -> list[str]:
-    """Lines that say pass or miss. sums: bytes of the head's gradient in float32."""
+def targets(seconds: dict[str, list[float]], extra: dict[str, int]) -> list[str]:
+    """Lines that say pass or miss."""
     lines = [verdict("ours over floor", ratio(seconds, "ours", "floor"), 1.25, "<=")]
     for name in ("Liger", "Liger fused"):
         if name in seconds:
             lines.append(verdict(f"{name} over ours", ratio(seconds, name, "ours"), 1.3, ">="))
-    frozen, trained = extra["ours frozen"] / GB, (extra["ours"] - sums) / GB
-    lines.append(verdict("GB beyond gradients, head frozen", frozen, 1.0, "<="))
-    lines.append(verdict("GB beyond the float32 sums, head trained", trained, 1.0, "<="))
+    for name, head in (("ours frozen", "frozen"), ("ours", "trained")):
+        lines.append(verdict(f"GB beyond gradients, head {head}", extra[name] / GB, 1.0, "<="))
     return [f"  {line}" for line in lines]
 
 
@@ -215,7 +224,7 @@ def compare(sizes: Sizes, turns: int, without: list[str]) -> None:
     runs = {name: run for name, run in gpu_candidates(x).items() if name not in without}
     truth = true_loss(x)
     torch.cuda.empty_cache()
-    seconds, losses = take_turns(runs, turns, clocked)
+    seconds, losses = take_turns(runs, turns, warmed)
     extra = {name: peak(run, gradient_bytes(name, sizes)) for name, run in runs.items()}
     print(f"\nmilliseconds, ratio to the floor (median [range]), loss against {truth:.6f}")
     for name in runs:
@@ -225,8 +234,7 @@ def compare(sizes: Sizes, turns: int, without: list[str]) -> None:
         speed = operations(name, sizes) / statistics.median(times) / 1e12
         print(f"  {name:14} {speed:8.0f}  {extra[name] / GB:8.2f}")
     print(f"\nrow kernel: {row_kernel_bandwidth(sizes) / 1e12:.2f} TB/s")
-    sums = 4.0 * sizes.vocabulary * sizes.hidden
-    print("\ntargets\n" + "\n".join(targets(seconds, extra, sums)))
+    print("\ntargets\n" + "\n".join(targets(seconds, extra)))
 
 
 def main() -> None:

@@ -132,6 +132,7 @@ def test_micro_batches_do_not_change_the_step(tiny_model, other, tmp_path, optio
         assert row == pytest.approx(whole, rel=close)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the trainer always recomputes")
 def test_checkpointing_gives_the_same_gradients(tiny_model, other, tmp_path) -> None:
     logs = []
     for on in (False, True):

@@ -187,8 +187,8 @@ class FusedDivergence(torch.autograd.Function):
         factor = grad_outputs[0]
         if factor is None:
             return None, None, None, None
-        # Reading the factor would stall a GPU; on a CPU it saves passing over the head again.
-        unscaled = factor.device.type == "cpu" and float(factor) == 1.0
+        # A GPU is waited for, which costs less than another tensor as large as the head.
+        unscaled = float(factor) == 1.0
         gradients = (
             gradient if gradient is None or unscaled else gradient * factor.to(gradient.dtype)
             for gradient in ctx.saved_tensors
@@ -265,7 +265,7 @@ class _Gradients:
         wide = {"dtype": work.engine.accumulate, "device": work.hidden_NH.device}
         head = work.given_weight_VH
         self.hidden_NH = torch.zeros_like(work.hidden_NH) if wanted[0] else None
-        shape, dtype = tuple(head.shape), work.engine.accumulate
+        shape, dtype = tuple(head.shape), work.engine.sums(head.dtype)
         self.weight_VH = empty(shape, dtype, head.device) if wanted[1] else None
         self.bias_V = torch.zeros(len(head), **wide) if wanted[2] else None
         self.first = True

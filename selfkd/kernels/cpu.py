@@ -64,6 +64,9 @@ class CpuEngine:
         # A line more than needed: rows a multiple of 4 KiB apart would share their cache sets.
         return _whole_lines(vocabulary) + LINE
 
+    def sums(self, head: torch.dtype) -> torch.dtype:
+        return self.accumulate
+
     def prepare(self, weight_VH: Tensor) -> Tensor:
         """As stored: panels are packed, and converted, where they are used."""
         if weight_VH.dtype not in (torch.float32, torch.bfloat16):

@@ -32,6 +32,10 @@ class Engine(Protocol):
         """Elements from one row of logits to the next; what is over holds -inf."""
         ...
 
+    def sums(self, head: torch.dtype) -> torch.dtype:
+        """What the gradient of a head of that dtype is summed in."""
+        ...
+
     def prepare(self, weight_VH: Tensor) -> Tensor:
         """A head as the products below want it; once a call."""
         ...
@@ -50,7 +54,10 @@ class Engine(Protocol):
         measure: Measure,
         into_CV: Tensor | None,
     ) -> Rows:
-        """Divergences; their gradient, where wanted, into `into_CV`, which may be the student's."""
+        """Divergences; their gradient, where wanted, into `into_CV`, which may be the student's.
+
+        The teacher's logits are gone afterwards.
+        """
         ...
 
     def softmax(self, logits_CV: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,6 +106,9 @@ class TorchEngine:
 
     def row_stride(self, vocabulary: int) -> int:
         return vocabulary
+
+    def sums(self, head: torch.dtype) -> torch.dtype:
+        return self.accumulate
 
     def prepare(self, weight_VH: Tensor) -> Tensor:
         # Rounded to the factors' dtype first: whether oneDNN then multiplies in it changes nothing.
@@ -168,9 +178,9 @@ class TorchEngine:
         left, right = left.to(self.storage), right.to(self.storage)
         if self.storage != self.accumulate:
             if add:
-                torch.addmm(out, left, right, out_dtype=self.accumulate, out=out)
+                torch.addmm(out, left, right, out_dtype=out.dtype, out=out)
             else:
-                torch.mm(left, right, out_dtype=self.accumulate, out=out)
+                torch.mm(left, right, out_dtype=out.dtype, out=out)
             return
         with _multiply_in_bfloat16(self.narrow):
             if add:

@@ -3,6 +3,8 @@
 N: tokens, M: tokens with a weight, H: hidden size, V: vocabulary, K: tokens known of a teacher.
 """
 
+from math import isfinite
+
 import torch
 from torch import Tensor
 
@@ -147,21 +149,26 @@ def _divergence(
 def _tokens(
     hidden_NH: Tensor, weight_N: Tensor | None, normalizer: Normalizer
 ) -> tuple[Tensor, Tensor]:
-    """Weight over normalizer [N], float64, and the indices of the tokens that count [M]."""
+    """Weight over normalizer [N], float64, and the indices of the tokens that count [M].
+
+    A GPU is waited for where there are weights to look at, or a normalizer that is there.
+    """
     count, device = len(hidden_NH), hidden_NH.device
     if weight_N is None:
         weight = torch.ones(count, dtype=torch.float64, device=device)
+        index, total = torch.arange(count, device=device), float(count)
     elif weight_N.shape != (count,):
         raise UsageError(f"weight_N has shape {tuple(weight_N.shape)}, not ({count},)")
     else:
         weight = weight_N.detach().to(device, torch.float64)
-    index = weight.nonzero().squeeze(-1)
-    if not torch.isfinite(weight).all():
-        raise UsageError("weight_N has an entry that is not finite")
-    total = weight.sum() if normalizer is None else torch.as_tensor(normalizer, device=device)
+        index, total = weight.nonzero().squeeze(-1), float(weight.sum())
+        if not isfinite(total):
+            raise UsageError("weight_N has an entry that is not finite")
+    if normalizer is not None:
+        total = float(normalizer)
     if len(index) and not total > 0:
         what = "the sum of weight_N" if normalizer is None else "normalizer"
-        raise UsageError(f"{what} is {float(total)}, not positive")
+        raise UsageError(f"{what} is {total}, not positive")
     return (weight / total if len(index) else weight), index
 
 

@@ -37,6 +37,11 @@ class TritonEngine(TorchEngine):
     def row_stride(self, vocabulary: int) -> int:
         return -(-vocabulary // tiles.ROW) * tiles.ROW
 
+    def sums(self, head: torch.dtype) -> torch.dtype:
+        """The head's own, rounded once a group: within twice the error of the last rounding up to
+        ten groups, and without a sum that is twice as large as the head."""
+        return head if head == self.storage else self.accumulate
+
     def rows(
         self,
         student_CV: Tensor,
@@ -45,9 +50,11 @@ class TritonEngine(TorchEngine):
         measure: Measure,
         into_CV: Tensor | None,
     ) -> Rows:
-        figures = student_CV.new_empty(4, len(student_CV))
+        count, new = len(student_CV), student_CV.new_empty
+        figures, parts = new(4, count), new(count, 9, tiles.PARTS)
+        met = student_CV.new_zeros(1 + 2 * count, dtype=torch.int32)
         into = student_CV if into_CV is None else into_CV
-        tiles.divergence_rows[(len(student_CV),)](
+        tiles.divergence_rows[lambda chosen: (count * chosen["PARTS"],)](
             student_CV,
             teacher_CV,
             student_CV.stride(0),
@@ -55,7 +62,10 @@ class TritonEngine(TorchEngine):
             into.stride(0),
             scale_C.contiguous(),
             figures,
-            len(student_CV),
+            parts,
+            met,
+            count,
+            student_CV.shape[1],
             self.row_stride(student_CV.shape[1]),
             1 / measure.temperature,
             measure.teacher_share,

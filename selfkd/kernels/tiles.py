@@ -19,10 +19,21 @@ FORWARD_KL, REVERSE_KL, JSD, SKEW_KL, SKEW_REVERSE_KL, TVD = (tl.constexpr(i) fo
 INTERPRETED = triton.knobs.runtime.interpret
 ROW = 128 if INTERPRETED else 2048
 SHAPES = ((ROW, 4),) if INTERPRETED else ((1024, 4), (1024, 8), (ROW, 4), (ROW, 8), (ROW, 16))
-CONFIGS = [
-    triton.Config({"TILE": tile, "enable_fp_fusion": True}, num_warps=warps)
-    for tile, warps in SHAPES
-]
+PARTS = 1 if INTERPRETED else 32
+"""Programs that share a row, at most. As they wait for each other all must find room on a GPU, and
+32 do on its smallest slice. Interpreted, they run one after the other and cannot wait."""
+
+
+def config(tile: int, warps: int, **parts: int) -> triton.Config:
+    return triton.Config({"TILE": tile, "enable_fp_fusion": True, **parts}, num_warps=warps)
+
+
+CONFIGS = [config(*shape) for shape in SHAPES]
+SHARED = (
+    [config(ROW, 4, PARTS=PARTS)]
+    if INTERPRETED
+    else [config(1024, 8, PARTS=16), config(1024, 4, PARTS=32), config(2048, 8, PARTS=16)]
+)
 
 
 @triton.jit
@@ -55,23 +66,48 @@ def log1p(x, EVEN: tl.constexpr):
 
 
 @triton.jit
-def normalizer(row, count, factor, TILE: tl.constexpr):
-    """Largest logit, and the binary logarithm of the sum of exponentials relative to it.
+def exponentials(row, first, end, factor, TILE: tl.constexpr):
+    """Of a part of a row: the largest logit, and the sum of exponentials relative to it.
 
-    Every lane keeps its own. The logarithm is taken in float64, once a row: the fast one is off by
-    more than the divergence of close models.
+    Two walks, as the second finds the part in the cache, and one would have to rescale its sum.
     """
     tops = tl.full([TILE], FLOOR, tl.float32)
+    for start in range(first, end, TILE):
+        tops = tl.maximum(tops, tl.load(row + start + tl.arange(0, TILE)))
+    top = tl.max(tops, 0)
     totals = tl.zeros([TILE], tl.float32)
-    for start in range(0, count, TILE):
-        x = tl.load(row + start + tl.arange(0, TILE))
-        rise = x - tops
-        ratio = tl.exp2(-tl.abs(rise) * factor)
-        totals = tl.where(rise > 0, totals * ratio + 1.0, totals + ratio)
-        tops = tl.maximum(tops, x)
+    for start in range(first, end, TILE):
+        totals += tl.exp2((tl.load(row + start + tl.arange(0, TILE)) - top) * factor)
+    return top, tl.sum(totals, 0)
+
+
+@triton.jit
+def normalizer(tops, totals, factor):
+    """Largest logit, and the binary logarithm of the sum of exponentials relative to it.
+
+    Given the same of the parts. The logarithm is taken in float64, once a row: the fast one is off
+    by more than the divergence of close models.
+    """
     top = tl.max(tops, 0)
     total = tl.sum(totals * tl.exp2((tops - top) * factor), 0)
     return top, tl.log2(total.to(tl.float64)).to(tl.float32)
+
+
+@triton.jit
+def read(parts, figure, PARTS: tl.constexpr):
+    """What the programs of a row stored, past the first cache, which does not see their writes."""
+    return tl.load(parts + figure * PARTS + tl.arange(0, PARTS), cache_modifier=".cg")
+
+
+@triton.jit
+def wait(counter, PARTS: tl.constexpr):
+    """Until all programs of a row have come here; what they stored can then be read."""
+    if PARTS > 1:
+        tl.debug_barrier()
+        tl.atomic_add(counter, 1, sem="acq_rel")
+        while tl.atomic_add(counter, 0, sem="acquire") < PARTS:
+            pass
+        tl.debug_barrier()
 
 
 @triton.jit
@@ -115,7 +151,12 @@ def summand(gap, p, q, share, KIND: tl.constexpr, EVEN: tl.constexpr):
             return q * q_over_m - share * excess, q * (q_over_m - (1 - share) * change)
 
 
-@triton.autotune(CONFIGS, key=["count", "KIND", "EVEN", "GRADIENT"])
+@triton.autotune(
+    SHARED,
+    key=["count", "KIND", "EVEN", "GRADIENT"],
+    reset_to_zero=["met"],
+    restore_value=["teacher"],
+)
 @triton.jit
 def divergence_rows(
     student,
@@ -125,7 +166,10 @@ def divergence_rows(
     gradient_stride,
     scale,
     figures,
+    parts,
+    met,
     rows,
+    vocabulary,
     count,
     inverse_temperature,
     share,
@@ -133,59 +177,87 @@ def divergence_rows(
     EVEN: tl.constexpr,
     GRADIENT: tl.constexpr,
     TILE: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     """Figures is [4, rows]: loss, student entropy, teacher entropy, agreement.
 
-    Three walks over both rows, every other one backwards, as what was read last is still in the
-    cache: the normalizers, the sums, the gradient. forward_kl needs no sum for its gradient.
+    Every row is shared by PARTS programs, so that the rows being worked on fit into the cache and
+    come from memory once. They meet twice, when the normalizers are known and when the sums are.
+    parts: room for [rows, 9, PARTS]; met: [1 + 2 rows], zero. Programs draw their numbers, so that
+    those who are waited for have started. What the gradient needs of a sum goes over the teacher's
+    logits meanwhile, and their padding is put back in the end; forward_kl needs none.
     """
-    at = tl.program_id(0).to(tl.int64)
+    ticket = tl.atomic_add(met, 1, sem="relaxed")
+    row = ticket // PARTS
+    part = ticket % PARTS
+    at = row.to(tl.int64)
     student += at * stride
     teacher += at * stride
     gradient += at * gradient_stride
+    parts += at * 9 * PARTS
+    met += 1 + 2 * row
+    width = tl.cdiv(count // TILE, PARTS) * TILE
+    first = part * width
+    end = tl.minimum(first + width, count)
     factor = inverse_temperature * (1 / LN2)
-    top_q, sum_q = normalizer(student, count, factor, TILE)
-    top_p, sum_p = normalizer(teacher, count, factor, TILE)
+    top, total = exponentials(student, first, end, factor, TILE)
+    tl.store(parts + part, top)
+    tl.store(parts + PARTS + part, total)
+    top, total = exponentials(teacher, first, end, factor, TILE)
+    tl.store(parts + 2 * PARTS + part, top)
+    tl.store(parts + 3 * PARTS + part, total)
+    wait(met, PARTS)
+    top_q, sum_q = normalizer(read(parts, 0, PARTS), read(parts, 1, PARTS), factor)
+    top_p, sum_p = normalizer(read(parts, 2, PARTS), read(parts, 3, PARTS), factor)
     poison = (sum_q + sum_p) * 0.0
     slope = tl.load(scale + at) * inverse_temperature + poison
-    last = count - TILE
     loss = tl.zeros([TILE], tl.float32)
     pulls = tl.zeros([TILE], tl.float32)
     bits_q = tl.zeros([TILE], tl.float32)
     bits_p = tl.zeros([TILE], tl.float32)
     same = tl.zeros([TILE], tl.float32)
-    for start in range(0, count, TILE):
-        columns = last - start + tl.arange(0, TILE)
+    for start in range(first, end, TILE):
+        columns = start + tl.arange(0, TILE)
         z = tl.load(student + columns)
         u = tl.load(teacher + columns)
         log2_q = log2_softmax(z, top_q, sum_q, factor)
         log2_p = log2_softmax(u, top_p, sum_p, factor)
         q = tl.exp2(log2_q)
         p = tl.exp2(log2_p)
-        part, pull = summand((log2_p - log2_q) * LN2, p, q, share, KIND, EVEN)
-        loss += part
+        piece, pull = summand((log2_p - log2_q) * LN2, p, q, share, KIND, EVEN)
+        loss += piece
         pulls += pull
         bits_q -= q * log2_q
         bits_p -= p * log2_p
         same = tl.where((z == top_q) & (u == top_p), 1.0, same)
-        if GRADIENT and KIND == FORWARD_KL:
-            value = ((pull + q) * slope).to(gradient.dtype.element_ty)
-            tl.store(gradient + columns, value)
-    tl.store(figures + at, tl.sum(loss, 0) + poison)
-    tl.store(figures + rows + at, tl.sum(bits_q, 0) * LN2)
-    tl.store(figures + 2 * rows + at, tl.sum(bits_p, 0) * LN2)
-    tl.store(figures + 3 * rows + at, tl.max(same, 0))
+        if GRADIENT:
+            if KIND == FORWARD_KL:
+                value = (pull + q) * slope
+                tl.store(gradient + columns, value.to(gradient.dtype.element_ty))
+            else:
+                tl.store(teacher + columns, pull)
+    tl.store(parts + 4 * PARTS + part, tl.sum(loss, 0))
+    tl.store(parts + 5 * PARTS + part, tl.sum(bits_q, 0))
+    tl.store(parts + 6 * PARTS + part, tl.sum(bits_p, 0))
+    tl.store(parts + 7 * PARTS + part, tl.max(same, 0))
+    tl.store(parts + 8 * PARTS + part, tl.sum(pulls, 0))
+    wait(met + 1, PARTS)
+    if part == 0:
+        tl.store(figures + at, tl.sum(read(parts, 4, PARTS), 0) + poison)
+        tl.store(figures + rows + at, tl.sum(read(parts, 5, PARTS), 0) * LN2)
+        tl.store(figures + 2 * rows + at, tl.sum(read(parts, 6, PARTS), 0) * LN2)
+        tl.store(figures + 3 * rows + at, tl.max(read(parts, 7, PARTS), 0))
     if GRADIENT and KIND != FORWARD_KL:
-        centre = tl.sum(pulls, 0)
-        for start in range(0, count, TILE):
+        centre = tl.sum(read(parts, 8, PARTS), 0)
+        for start in range(first, end, TILE):
             columns = start + tl.arange(0, TILE)
-            log2_q = log2_softmax(tl.load(student + columns), top_q, sum_q, factor)
-            log2_p = log2_softmax(tl.load(teacher + columns), top_p, sum_p, factor)
-            q = tl.exp2(log2_q)
-            gap = (log2_p - log2_q) * LN2
-            part, pull = summand(gap, tl.exp2(log2_p), q, share, KIND, EVEN)
-            value = ((pull - centre * q) * slope).to(gradient.dtype.element_ty)
-            tl.store(gradient + columns, value)
+            q = tl.exp2(log2_softmax(tl.load(student + columns), top_q, sum_q, factor))
+            value = (tl.load(teacher + columns) - centre * q) * slope
+            tl.store(gradient + columns, value.to(gradient.dtype.element_ty))
+        if end == count:
+            for start in range(vocabulary // TILE * TILE, count, TILE):
+                columns = start + tl.arange(0, TILE)
+                tl.store(teacher + columns, -float("inf"), mask=columns >= vocabulary)
 
 
 @triton.autotune(CONFIGS, key=["count"])
@@ -195,11 +267,11 @@ def softmax_rows(logits, stride, figures, rows, count, inverse_temperature, TILE
     at = tl.program_id(0).to(tl.int64)
     logits += at * stride
     factor = inverse_temperature * (1 / LN2)
-    top, log_sum = normalizer(logits, count, factor, TILE)
+    top, total = exponentials(logits, 0, count, factor, TILE)
+    log_sum = tl.log2(total.to(tl.float64)).to(tl.float32)
     bits = tl.zeros([TILE], tl.float32)
-    last = count - TILE
     for start in range(0, count, TILE):
-        x = tl.load(logits + last - start + tl.arange(0, TILE))
+        x = tl.load(logits + start + tl.arange(0, TILE))
         log2_q = log2_softmax(x, top, log_sum, factor)
         bits -= tl.exp2(log2_q) * log2_q
     massless = top <= FLOOR

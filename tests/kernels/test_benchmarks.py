@@ -65,12 +65,12 @@ def test_the_gpu_arithmetic():
     assert sizes.chunk == 512
     figures = roofline(sizes)
     assert figures["four products"] == pytest.approx(4 * 2 * 2**13 * 2**12 * 2**17 / 790e9)
-    assert figures["row kernel"] == pytest.approx(26 * 2**30 / 3.35e9)
-    assert sum(list(chunk_memory(sizes).values())[:2]) < 1e9
+    assert figures["row kernel"] == pytest.approx(14 * 2**30 / 3.35e9)
+    assert sum(chunk_memory(sizes).values()) < 1e9
     assert operations("ours frozen", sizes) * 4 == operations("ours", sizes) * 3
     assert gradient_bytes("ours", sizes) - gradient_bytes("ours frozen", sizes) == 2 * 2**29
     seconds = {"floor": [1.0], "ours": [1.2], "Liger": [1.5], "Liger fused": [2.0]}
-    lines = targets(seconds, {"ours": int(3.2e9), "ours frozen": int(0.9e9)}, 2.1e9)
+    lines = targets(seconds, {"ours": int(1.2e9), "ours frozen": int(0.9e9)})
     assert [line.split()[-1] for line in lines] == ["pass", "MISS", "pass", "pass", "MISS"]
 
 

@@ -138,10 +138,16 @@ def test_the_row_kernel_compiles_for_hopper_with_wide_loads(kind):
     from selfkd.kernels import tiles
 
     kernel = tiles.divergence_rows.fn
-    constants = {"KIND": KINDS.index(kind), "EVEN": True, "GRADIENT": True, "TILE": 2048}
-    floats = ("student", "teacher", "scale", "figures")
+    constants = {
+        "KIND": KINDS.index(kind),
+        "EVEN": True,
+        "GRADIENT": True,
+        "TILE": 2048,
+        "PARTS": 16,
+    }
+    floats = ("student", "teacher", "scale", "figures", "parts")
     types = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(floats, "*fp32")
-    types |= {"gradient": "*bf16", "inverse_temperature": "fp32", "share": "fp32"}
+    types |= {"gradient": "*bf16", "met": "*i32", "inverse_temperature": "fp32", "share": "fp32"}
     types |= dict.fromkeys(constants, "constexpr")
     place = {name: (kernel.arg_names.index(name),) for name in types}
     aligned = (*floats, "gradient", "stride", "gradient_stride", "count")
@@ -152,20 +158,32 @@ def test_the_row_kernel_compiles_for_hopper_with_wide_loads(kind):
         {place[name]: [["tt.divisibility", 16]] for name in aligned},
     )
     ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
+    meeting = ("acquire", ".cg.")  # between the programs of a row
     loads = [line for line in ptx.asm["ptx"].splitlines() if "ld.global" in line]
+    loads = [line for line in loads if not any(word in line for word in meeting)]
     assert loads and sum(".v4." not in line for line in loads) == 1  # the token's weight
+
+
+@pytest.mark.gpu
+@on_a_gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_programs_that_share_a_row_agree_with_the_reference(solve, kind):
+    """More rows than run at once, each long enough for all of its programs, and padded."""
+    case = random_case(tokens=600, hidden=32, vocabulary=40001, dtype=torch.float32, bias=False)
+    found = errors(solve(case, "dense", kind=kind), case.dense(backend="torch", kind=kind))
+    assert max(found.values()) < (1e-2 if kind == "tvd" else 1e-4), found
 
 
 @pytest.mark.gpu
 @on_a_gpu
 def test_auto_takes_it_on_a_gpu_and_memory_does_not_grow_with_tokens():
     extra = []
-    for tokens in (4096, 16384):
+    for tokens in (8192, 32768):
         case = random_case(tokens, 64, 32768, dtype=torch.bfloat16, bias=False).on("cuda")
         case.dense()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         assert case.dense()[0].backend == "triton"
-        gradients = 4 * case.weight.numel() + 2 * case.hidden.numel()
+        gradients = 2 * (case.weight.numel() + case.hidden.numel())
         extra.append(torch.cuda.max_memory_allocated() - before - gradients)
-    assert extra[1] < 1.1 * extra[0]
+    assert extra[0] < 1e9 and extra[1] < 1.1 * extra[0]
