@@ -61,7 +61,7 @@ def shown_bed(bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> Bed:
         return [(hinted(*s), scratchpad(*s)) for s in draw(len(rows), rng, [1, 2, 3, 3], set())]
 
     folder = tmp_path_factory.mktemp(f"shown{bed.seed}")
-    return adding(folder, bed.seed, steps=600, more=with_answers)
+    return adding(folder, bed.seed, more=with_answers)
 
 
 @pytest.mark.parametrize("below", [None, 1.0])
