@@ -107,23 +107,32 @@ def print_roofline(sizes: Sizes) -> None:
 
 
 def check(hidden: int, vocabulary: int, device: str) -> list[str]:
-    """What is further from float64 than it may be, for every kind and both dtypes."""
+    """What is further from float64 than it may be, for every kind and both dtypes.
+
+    The limits are those of short sums; of longer ones twice what torch is off in the same dtype.
+    """
     wrong = []
-    # In float32 the logits are sums of `hidden` products, and the models differ by a tenth of them.
-    for dtype, limits in ((torch.bfloat16, (1e-4, 1e-2)), (torch.float32, (1e-5, 1e-4))):
+    for dtype, limits in ((torch.bfloat16, (1e-3, 1e-2)), (torch.float32, (1e-5, 1e-5))):
         x = make_inputs(48, hidden, vocabulary, dtype, device)
         wide = widened(x)
         for kind in KINDS:
-            loss, *gradients = solve(x, kind, "auto")
-            truth, *true = solve(wide, kind, "torch")
-            errors = [abs(loss / truth - 1).item()]
-            for gradient, exact in zip(gradients, true, strict=True):
-                errors.append(((gradient.double() - exact).norm() / exact.norm()).item())
-            print(f"  {dtype} {kind:16} loss {errors[0]:.1e}, gradients {max(errors[1:]):.1e}")
-            slack = 100 if kind == "tvd" else 1  # its gradient jumps where the models agree
-            if not (errors[0] <= limits[0] and max(errors[1:]) <= slack * limits[1]):
+            truth = solve(wide, kind, "torch")
+            loss, gradients = relative_errors(solve(x, kind, "auto"), truth)
+            print(f"  {dtype} {kind:16} loss {loss:.1e}, gradients {gradients:.1e}")
+            slack = 10 if kind == "tvd" else 1  # its gradient jumps where the models agree
+            _, usual = relative_errors(solve(x, kind, "torch"), truth)
+            if not (loss <= limits[0] and gradients <= max(slack * limits[1], 2 * usual)):
                 wrong.append(f"{kind} in {dtype}")
     return wrong
+
+
+def relative_errors(got: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> tuple[float, float]:
+    """Of the loss, and the larger of the two gradients'."""
+    loss, *gradients = (
+        ((found.double() - exact).norm() / exact.norm()).item()
+        for found, exact in zip(got, truth, strict=True)
+    )
+    return loss, max(gradients)
 
 
 def solve(x: Inputs, kind: str, backend: str) -> tuple[Tensor, ...]:

@@ -69,7 +69,7 @@ def log1p(x, EVEN: tl.constexpr):
 def exponentials(row, first, end, factor, TILE: tl.constexpr):
     """Of a part of a row: the largest logit, and the sum of exponentials relative to it.
 
-    Two walks, as the second finds the part in the cache, and one would have to rescale its sum.
+    Two walks, as the second finds the part in the cache; one would have to rescale its sum.
     """
     tops = tl.full([TILE], FLOOR, tl.float32)
     for start in range(first, end, TILE):
@@ -85,12 +85,26 @@ def exponentials(row, first, end, factor, TILE: tl.constexpr):
 def normalizer(tops, totals, factor):
     """Largest logit, and the binary logarithm of the sum of exponentials relative to it.
 
-    Given the same of the parts. The logarithm is taken in float64, once a row: the fast one is off
-    by more than the divergence of close models.
+    Given the same of parts of the row. The logarithm is taken in float64, once a row: the fast one
+    is off by more than the divergence of close models.
     """
     top = tl.max(tops, 0)
     total = tl.sum(totals * tl.exp2((tops - top) * factor), 0)
     return top, tl.log2(total.to(tl.float64)).to(tl.float32)
+
+
+@triton.jit
+def row_normalizer(row, count, factor, TILE: tl.constexpr):
+    """Of a row too long for the cache, in one walk: every lane rescales its own sum."""
+    tops = tl.full([TILE], FLOOR, tl.float32)
+    totals = tl.zeros([TILE], tl.float32)
+    for start in range(0, count, TILE):
+        x = tl.load(row + start + tl.arange(0, TILE))
+        rise = x - tops
+        ratio = tl.exp2(-tl.abs(rise) * factor)
+        totals = tl.where(rise > 0, totals * ratio + 1.0, totals + ratio)
+        tops = tl.maximum(tops, x)
+    return normalizer(tops, totals, factor)
 
 
 @triton.jit
@@ -267,11 +281,11 @@ def softmax_rows(logits, stride, figures, rows, count, inverse_temperature, TILE
     at = tl.program_id(0).to(tl.int64)
     logits += at * stride
     factor = inverse_temperature * (1 / LN2)
-    top, total = exponentials(logits, 0, count, factor, TILE)
-    log_sum = tl.log2(total.to(tl.float64)).to(tl.float32)
+    top, log_sum = row_normalizer(logits, count, factor, TILE)
     bits = tl.zeros([TILE], tl.float32)
+    last = count - TILE
     for start in range(0, count, TILE):
-        x = tl.load(logits + start + tl.arange(0, TILE))
+        x = tl.load(logits + last - start + tl.arange(0, TILE))
         log2_q = log2_softmax(x, top, log_sum, factor)
         bits -= tl.exp2(log2_q) * log2_q
     massless = top <= FLOOR
