@@ -41,7 +41,7 @@ def iterative_rpo(run: Run, options: IterativeRPOOptions) -> None:
     for round in run.rounds(options.rounds):
         sampling = run.config.sampling
         if options.temperatures:
-            temperature = options.temperatures[min(round.number, len(options.temperatures) - 1)]
+            temperature = round.scheduled(options.temperatures)
             sampling = sampling.model_copy(update={"temperature": temperature})
         samples = round.generate(
             run.prompts, n=options.samples_per_prompt, sampling=sampling, view=view

@@ -15,8 +15,6 @@ Departures: the defaults are the paper's (reference code: beta 0.1, rate 5e-7 an
 rounds), but learning rates are factors on the config's. The judge only measures.
 """
 
-from collections.abc import Sequence
-
 from pydantic import model_validator
 
 from selfkd import DPO, LoopOptions, Run, from_columns, given_own, loop
@@ -41,10 +39,6 @@ class SPINOptions(LoopOptions):
         return self
 
 
-def _at(values: Sequence[float], round: int) -> float:
-    return values[min(round, len(values) - 1)]
-
-
 @loop("spin", paper="arXiv:2401.01335")
 def spin(run: Run, options: SPINOptions) -> None:
     given_text = from_columns(options.completion)
@@ -55,9 +49,9 @@ def spin(run: Run, options: SPINOptions) -> None:
         texts = {p.id: given_text(p) for p in own.prompts}
         given = round.demonstrate(own.prompts, texts, label="given")
         pairs = round.pair(own, given, rule=given_own())
-        rate = run.config.train.learning_rate * _at(options.learning_rates, round.number)
+        rate = run.config.train.learning_rate * round.scheduled(options.learning_rates)
         data = [*before, pairs]
-        round.train(DPO(*data, beta=_at(options.betas, round.number)), learning_rate=rate)
+        round.train(DPO(*data, beta=round.scheduled(options.betas)), learning_rate=rate)
         round.evaluate(run.heldout, run.gold_judge)
         before = [pairs] if options.keep_previous else []
     last = run.final_round()

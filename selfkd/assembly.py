@@ -133,7 +133,8 @@ def plan_memory(config: Config, model_path: Path) -> Footprint:
     return footprint(
         model_path,
         kv_cache_gib=config.engine.kv_cache_gib,
-        dtype=compute_dtype(config.engine.dtype),
+        sampled_in=compute_dtype(config.engine.dtype),
+        trained_in=compute_dtype(train.dtype),
         lora_rank=train.lora_rank,
         batch_tokens=(train.micro_batch_size or train.batch_size) * 2 * config.sampling.max_tokens,
     )

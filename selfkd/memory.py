@@ -2,9 +2,9 @@
 
 The figures are estimates for planning: they decide between keeping both processes and swapping
 them, and refuse a start that cannot fit. One parameter costs a sampler its weights twice on CPU
-(vLLM keeps a packed copy), and a full fine-tuning 20 bytes: fp32 weights, gradients and two Adam
-moments (Rajbhandari et al. 2020, arXiv:1910.02054, section 3.1), and the weights as bfloat16 sees
-them.
+(vLLM keeps a packed copy), and a full fine-tuning 16 bytes: fp32 weights, gradients and two Adam
+moments (Rajbhandari et al. 2020, arXiv:1910.02054, section 3.1); in bfloat16 4 more, the weights as
+it sees them.
 """
 
 import json
@@ -71,19 +71,29 @@ def context_length(model_path: Path) -> int:
 
 
 def footprint(
-    model_path: Path, *, kv_cache_gib: float, dtype: str, lora_rank: int, batch_tokens: int
+    model_path: Path,
+    *,
+    kv_cache_gib: float,
+    sampled_in: str,
+    trained_in: str,
+    lora_rank: int,
+    batch_tokens: int,
 ) -> Footprint:
-    """Plan for a model; `batch_tokens` is the tokens of one forward pass of the trainer."""
+    """Plan for a model sampled and trained in the given dtypes.
+
+    `batch_tokens` is the tokens of one forward pass of the trainer.
+    """
     count = parameters(model_path)
-    width = 2 if dtype == "bfloat16" else 4
+    rounded = trained_in == "bfloat16"
+    width = 2 if sampled_in == "bfloat16" else 4
     config = json.loads((model_path / "config.json").read_text())
     sampler = PROCESS_GIB + 2 * width * count / GIB + kv_cache_gib
-    state = 4 if lora_rank else 20
+    state = 4 if lora_rank else 16 + 4 * rounded
     # Activations: about 34 values a token and layer at width `hidden_size` (Korthikanti et al.
     # 2022, arXiv:2205.05198, without attention scores), and fp32 logits with their gradient.
     layers, hidden = config.get("num_hidden_layers", 0), config.get("hidden_size", 0)
     activations = batch_tokens * (
-        34 * layers * hidden * width / 2 + 8 * config.get("vocab_size", 0)
+        34 * layers * hidden * (1 if rounded else 2) + 8 * config.get("vocab_size", 0)
     )
     trainer = PROCESS_GIB + (state * count + activations) / GIB
     return Footprint(sampler, trainer, memory_gib())

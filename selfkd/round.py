@@ -55,6 +55,10 @@ class Round(Steps):
         """The round after this one as it is before this one's training: one policy behind."""
         return Round(self.run, self.number + 1, self.run.current, behind=1)
 
+    def scheduled(self, values: Sequence[float]) -> float:
+        """This round's value of a schedule by round, whose last value holds from then on."""
+        return values[min(self.number, len(values) - 1)]
+
     # -- generate -------------------------------------------------------------------------------
 
     def generate(

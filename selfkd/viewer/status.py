@@ -19,19 +19,23 @@ WAIT = 1.0
 
 
 def run_status(run_dir: Path) -> Row:
-    """The facts of `curves --json`, `round` (the newest row, or null), `current` and `alarms`.
+    """What `run_now` says, and `round`: the newest row, or null."""
+    rows = recorded_rows(run_dir)
+    return run_now(run_dir, rows) | {"round": rows[-1] if rows else None}
+
+
+def run_now(run_dir: Path, rows: list[Row]) -> Row:
+    """The facts of `curves --json`, `current`, `ending` and `alarms`; `rows` are the run's rounds.
 
     `current` is the step in progress of a run that goes on: round, verb, label, done, total, since.
     """
-    facts, rows = run_facts(run_dir), recorded_rows(run_dir)
-    told = run_alarms(run_dir, rows)
-    found = [{"round": a.round, "level": a.level, "message": a.message} for a in told]
+    facts = run_facts(run_dir)
+    keys = ("round", "name", "level", "message")
     return {
         **facts,
-        "round": rows[-1] if rows else None,
         "current": current_step(run_dir) if facts["state"] == "running" else None,
         "ending": ending(run_dir),
-        "alarms": found,
+        "alarms": [{k: getattr(a, k) for k in keys} for a in run_alarms(run_dir, rows)],
     }
 
 

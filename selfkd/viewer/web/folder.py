@@ -7,12 +7,11 @@ from typing import Any
 
 from selfkd.errors import DataError, UsageError
 from selfkd.metrics import recorded_rows, run_alarms
-from selfkd.rundir import read_lines, run_facts
+from selfkd.rundir import read_lines
 from selfkd.viewer.browse import sample_rounds
 from selfkd.viewer.lineage import policies
 from selfkd.viewer.listing import list_runs
-from selfkd.viewer.live import current_step
-from selfkd.viewer.status import ending
+from selfkd.viewer.status import run_now
 
 Row = dict[str, Any]
 
@@ -73,18 +72,13 @@ def _glance(run_dir: Path) -> Row:
 def run_document(run_dir: Path) -> Row:
     """All that a run's page shows but its samples and shapes.
 
-    The facts and `rounds` of `selfkd curves --json`, `alarms`, `current` (the step in progress),
-    `policies`, `labels` ({round: labels of its samples}) and `ending` (why it stopped, if it says).
+    What `run_now` says, the `rounds` of `selfkd curves --json`, `policies`, and `labels` ({round:
+    labels of its samples}).
     """
     rounds = recorded_rows(run_dir)
-    facts = run_facts(run_dir)
-    keys = ("round", "name", "level", "message")
     return {
-        **facts,
+        **run_now(run_dir, rounds),
         "rounds": rounds,
-        "alarms": [{k: getattr(a, k) for k in keys} for a in run_alarms(run_dir, rounds)],
-        "current": current_step(run_dir) if facts["state"] == "running" else None,
         "policies": policies(run_dir),
         "labels": sample_rounds(run_dir),
-        "ending": ending(run_dir),
     }

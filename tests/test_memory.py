@@ -1,0 +1,39 @@
+"""What sampler and trainer are planned to need."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from selfkd.errors import InfrastructureError
+from selfkd.memory import GIB, Footprint, footprint, parameters
+
+
+def plan(model: Path, trained_in: str, *, lora_rank: int = 0, tokens: int = 0) -> float:
+    found = footprint(
+        model, kv_cache_gib=1.0, sampled_in="bfloat16", trained_in=trained_in,
+        lora_rank=lora_rank, batch_tokens=tokens,
+    )  # fmt: skip
+    return found.trainer * GIB
+
+
+def test_parameters_are_counted_without_loading_the_model(tiny_model):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert parameters(tiny_model) == sum(p.numel() for p in model.parameters())
+
+
+def test_a_trainer_holds_what_its_dtype_and_its_adapter_ask_for(tiny_model):
+    count = parameters(tiny_model)
+    adapter = plan(tiny_model, "float32", lora_rank=8)
+    assert plan(tiny_model, "float32") - adapter == pytest.approx(12 * count)
+    # In bfloat16 there is a second copy of the weights, and activations are half as wide.
+    assert plan(tiny_model, "bfloat16") - adapter == pytest.approx(16 * count)
+    assert plan(tiny_model, "bfloat16", tokens=10_000) < plan(tiny_model, "float32", tokens=10_000)
+
+
+def test_what_cannot_fit_is_refused_with_its_remedy():
+    Footprint(6.0, 6.0, 8.0).check()  # one after the other
+    assert not Footprint(6.0, 6.0, 8.0).both_fit
+    with pytest.raises(InfrastructureError, match=r"trainer needs about 20.0 GiB.*has 8.0") as told:
+        Footprint(6.0, 20.0, 8.0).check()
+    assert "lora_rank" in str(told.value)
