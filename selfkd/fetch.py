@@ -6,6 +6,7 @@ stays free of torch and of its memory.
 
 import contextlib
 import fcntl
+import functools
 import importlib.util
 import os
 import shutil
@@ -120,10 +121,15 @@ def _convert(gguf: Path, out: Path, progress: bool) -> None:
 
 def dequantise(gguf: Path, out: Path) -> None:
     """Write the model and tokenizer of a GGUF file as a bfloat16 Hugging Face directory."""
+    import gguf as gguf_format
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import GgufConfig
 
+    # transformers parses the file three times, and its table of names once for each module: once
+    # each is a third of the time. This process does nothing else.
+    for name in ("GGUFReader", "get_tensor_name_map"):
+        setattr(gguf_format, name, functools.cache(getattr(gguf_format, name)))
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
     config = GgufConfig(dequantize=True)  # else it can be neither trained nor saved
