@@ -1,9 +1,9 @@
 """selfkd against a plain script, its own overhead, and its targets: `make bench`.
 
 Both run loops/rest_em.yaml's job from the command line, alternately, and nothing else should run
-meanwhile. Prints seconds by stage and their ratio selfkd/plain, then a table of targets, each
-passed or missed. Sampled lengths differ from run to run, so tokens are printed too: compare stages
-by tokens a second.
+meanwhile. Both compute in bfloat16 where the processor multiplies it, else in float32. Prints
+seconds by stage and their ratio selfkd/plain, then a table of targets, each passed or missed.
+Sampled lengths differ from run to run, so tokens are printed too: compare stages by tokens a second.
 
 A few minutes instead of many, for a look at the bench itself:
 
@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from selfkd.hardware import cores
+from selfkd.hardware import compute_dtype, cores
 from selfkd.models import pull
 from selfkd.provenance import versions
 
@@ -40,7 +40,8 @@ def run_plain(model: Path, rounds: int, scratch: Path) -> Row:
     """Seconds by stage of the plain script; `rest` is starting, importing, loading and saving."""
     script = str(ROOT / "benchmarks" / "plain_rest_em.py")
     command = [sys.executable, script, "--model", str(model), "--rounds", str(rounds)]
-    wall, output = _timed([*command, "--out", str(scratch / "plain")])
+    command += ["--dtype", compute_dtype("auto"), "--out", str(scratch / "plain")]
+    wall, output = _timed(command)
     lines = [json.loads(line) for line in output.splitlines()]
     parts = [line["seconds"] for line in lines if line["event"] == "stage"]
     rows = [line for line in lines if line["event"] == "round"]
@@ -139,7 +140,6 @@ def sample(kind: str, model: Path, batch: int) -> Row:
     """Tokens a second of one engine on `batch` chat prompts at a time, 64 new tokens each, twice
     over; the second time counts. In this process."""
     from selfkd.chat import load_tokenizer, render
-    from selfkd.hardware import compute_dtype
     from selfkd.sampling.actor import EngineOptions, SamplerActor, Shard
     from selfkd.sampling.base import Request, Sampling
 
@@ -229,8 +229,9 @@ def main() -> None:
         print(json.dumps(sample(args.engine, args.model, args.batch)))
         return
     model = pull("SmolLM2-135M-Instruct", verify=False)
-    facts = {"cores": cores(), "load": os.getloadavg()[0], "versions": versions()}
-    print(f"{facts['cores']} cores, load before the start {facts['load']:.1f};", end=" ")
+    dtype = compute_dtype("auto")
+    facts = {"cores": cores(), "dtype": dtype, "load": os.getloadavg()[0], "versions": versions()}
+    print(f"{facts['cores']} cores, {dtype}, load before the start {facts['load']:.1f};", end=" ")
     print(", ".join(f"{name} {v}" for name, v in facts["versions"].items()), flush=True)
     reports = []
     for _ in range(args.repeats):

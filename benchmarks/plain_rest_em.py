@@ -72,14 +72,15 @@ def keep(samples: list[Row], seed: int) -> list[Row]:
 # -- stages, each in its own process ------------------------------------------------------------
 
 
-def sample(model: str, round: int, seed: int, out: Path) -> Row:
+def sample(model: str, round: int, seed: int, dtype: str, out: Path) -> Row:
     """Held-out accuracy of a model, and its samples for the next training."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
     os.environ |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
     started = time.monotonic()
     from vllm import LLM, SamplingParams
 
-    llm = LLM(model, dtype="bfloat16", enforce_eager=True, max_model_len=1024, seed=seed + round)
+    settings: Any = {"dtype": dtype, "enforce_eager": True, "max_model_len": 1024}
+    llm = LLM(model, seed=seed + round, **settings)
     heldout, train = fresh_tasks(round, seed)
     loaded = time.monotonic()
 
@@ -121,7 +122,7 @@ def sample(model: str, round: int, seed: int, out: Path) -> Row:
     }
 
 
-def train(model: str, round: int, seed: int, out: Path) -> Row:
+def train(model: str, round: int, seed: int, dtype: str, out: Path) -> Row:
     """Fine-tune a model on the kept samples of a round."""
     started = time.monotonic()
     import torch
@@ -143,7 +144,7 @@ def train(model: str, round: int, seed: int, out: Path) -> Row:
         per_device_train_batch_size=16,
         lr_scheduler_type="linear",
         warmup_steps=0,
-        bf16=True,
+        bf16=dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=False,  # the model is small: recomputing would only cost time
         train_sampling_strategy="group_by_length",
@@ -192,12 +193,12 @@ def round_to_bfloat16(weights: Any) -> Any:
 # -- the loop -----------------------------------------------------------------------------------
 
 
-def run_stage(stage: str, model: str, round: int, seed: int, out: Path) -> Row:
+def run_stage(stage: str, model: str, round: int, seed: int, dtype: str, out: Path) -> Row:
     """Run a stage in a new process; `process` seconds are its start, imports and end."""
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     command = [sys.executable, __file__, "--stage", stage, "--model", model]
-    command += ["--round", str(round), "--seed", str(seed), "--out", str(out)]
+    command += ["--round", str(round), "--seed", str(seed), "--dtype", dtype, "--out", str(out)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     report = json.loads((out / f"{stage}.json").read_text())
     wall = time.monotonic() - started
@@ -206,18 +207,18 @@ def run_stage(stage: str, model: str, round: int, seed: int, out: Path) -> Row:
     return report
 
 
-def rest_em(model: str, rounds: int, start: str, seed: int, out: Path) -> None:
+def rest_em(model: str, rounds: int, start: str, seed: int, dtype: str, out: Path) -> None:
     """Sample and train `rounds` times, then sample and measure the last model too."""
     started = time.monotonic()
     policy = model
     for round in range(rounds + 1):
         here = out / f"round-{round}"
-        report = run_stage("sample", policy, round, seed, here)
+        report = run_stage("sample", policy, round, seed, dtype, here)
         names = ("samples", "kept", "reward_mean", "heldout_reward", "length_mean")
         emit(event="round", round=round, **{name: report[name] for name in names})
         if round == rounds:
             break
-        run_stage("train", model if start == "base" else policy, round, seed, here)
+        run_stage("train", model if start == "base" else policy, round, seed, dtype, here)
         policy = str(here / "model")
     emit(event="finished", wall=time.monotonic() - started)
 
@@ -249,13 +250,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--start", choices=("previous", "base"), default="previous")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--out", type=Path, help="folder to keep samples and models in")
     parser.add_argument("--stage", choices=("sample", "train"), help=argparse.SUPPRESS)
     parser.add_argument("--round", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.stage:
         stage = {"sample": sample, "train": train}[args.stage]
-        report = stage(args.model, args.round, args.seed, args.out)
+        report = stage(args.model, args.round, args.seed, args.dtype, args.out)
         (args.out / f"{args.stage}.json").write_text(json.dumps(report))
         return
     if args.model is None:
@@ -263,7 +265,8 @@ def main() -> None:
 
         args.model = str(pull("SmolLM2-135M-Instruct", verify=False))
     with tempfile.TemporaryDirectory() as scratch:
-        rest_em(args.model, args.rounds, args.start, args.seed, args.out or Path(scratch))
+        out = args.out or Path(scratch)
+        rest_em(args.model, args.rounds, args.start, args.seed, args.dtype, out)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Loops that learn from votes, preferences and their own judgements, on the character model.
 
 What must show: a vote is a ceiling and a lock, plain DPO makes what it prefers unlikely, SPIN and
-self-judging wear out and the gate notices. One seed of the two cheapest in the test command, the
-rest in `make testbed`.
+self-judging wear out and the gate notices. SPIN with one seed in the test command, the rest in
+`make testbed`.
 """
 
 import json
@@ -57,6 +57,7 @@ def votes(run: Path, round: int) -> tuple[float, float]:
     return float(np.mean(right)), float(np.mean(share))
 
 
+@by_testbed_only
 def test_dpo_makes_what_it_prefers_unlikely_and_iterative_rpo_does_not(bed: Bed) -> None:
     rows, shifts = {}, {}
     for alpha in (0.0, 1.0):
