@@ -3,7 +3,8 @@
 Both run loops/rest_em.yaml's job from the command line, alternately, and nothing else should run
 meanwhile. Both compute in bfloat16 where the processor multiplies it, else in float32. Prints
 seconds by stage and their ratio selfkd/plain, then a table of targets, each passed or missed.
-Sampled lengths differ from run to run, so tokens are printed too: compare stages by tokens a second.
+Sampled lengths differ from run to run, so tokens are printed too: compare stages by tokens a
+second.
 
 A few minutes instead of many, for a look at the bench itself:
 
