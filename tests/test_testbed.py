@@ -1,6 +1,6 @@
 """The loops really learn, or fail, as their papers and controls say: a character model on addition.
 
-One seed in the test command, three in `make testbed` (SELFKD_TESTBED_SEEDS=0,1,2).
+One seed in the test command, three in `make testbed` (SELFKD_TESTBED_SEEDS=0,1,3).
 """
 
 from pathlib import Path
