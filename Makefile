@@ -37,7 +37,7 @@ long: model  ## what takes too long for make test: thirty random kills, vLLM's s
 	SELFKD_LONG=1 $(PY) -m pytest -q tests/e2e/test_served_vllm.py
 
 testbed: setup  ## the loops on a tiny character model, three seeds
-	SELFKD_TESTBED_SEEDS=0,1,3 $(PY) -m pytest -q -m testbed
+	SELFKD_TESTBED_SEEDS=0,1,2 $(PY) -m pytest -q -m testbed
 
 bench: model  ## wall-clock of selfkd against a plain script, same settings
 	@$(PY) benchmarks/bench.py

@@ -1,6 +1,6 @@
 """The loops really learn, or fail, as their papers and controls say: a character model on addition.
 
-One seed in the test command, three in `make testbed` (SELFKD_TESTBED_SEEDS=0,1,3).
+One seed in the test command, three in `make testbed` (SELFKD_TESTBED_SEEDS=0,1,2).
 """
 
 from pathlib import Path
@@ -24,9 +24,7 @@ def test_rest_em_gains_and_loses_diversity(bed: Bed) -> None:
         rounds=2, samples_per_prompt=16, max_kept_per_prompt=5, seed=bed.seed,
         train={"learning_rate": 5e-4, "batch_size": 32, "epochs": 8, "dtype": "float32"},
     )  # fmt: skip
-    # Most of what the base lacks: 0.4 of a base at 0.3, as the bases of different seeds differ.
-    gained = rows[-1]["heldout_reward"] - rows[0]["heldout_reward"]
-    assert gained >= 0.55 * (1 - rows[0]["heldout_reward"])
+    assert rows[-1]["heldout_reward"] >= rows[0]["heldout_reward"] + 0.35
     assert rows[-1]["reward_mean"] >= rows[0]["reward_mean"] + 0.4
     assert rows[-1]["unique"] <= 0.6 * rows[0]["unique"]
     assert 0.001 < rows[1]["kl_base"] == rows[1]["kl_previous"]

@@ -1,6 +1,6 @@
 """Distillation really teaches: from another model, and from oneself shown the answer.
 
-Minutes in all, so only `make testbed` runs these (SELFKD_TESTBED_SEEDS=0,1,3).
+Minutes in all, so only `make testbed` runs these (SELFKD_TESTBED_SEEDS=0,1,2).
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Loops that learn from votes, preferences and their own judgements, on the character model.
 
 What must show: a vote is a ceiling and a lock, plain DPO makes what it prefers unlikely, SPIN and
-self-judging wear out and the gate notices. SPIN with one seed in the test command, the rest in
-`make testbed`.
+self-judging wear out and the gate notices. One seed of the two cheapest in the test command, the
+rest in `make testbed`.
 """
 
 import json
@@ -57,7 +57,6 @@ def votes(run: Path, round: int) -> tuple[float, float]:
     return float(np.mean(right)), float(np.mean(share))
 
 
-@by_testbed_only
 def test_dpo_makes_what_it_prefers_unlikely_and_iterative_rpo_does_not(bed: Bed) -> None:
     rows, shifts = {}, {}
     for alpha in (0.0, 1.0):
@@ -77,18 +76,15 @@ SPIN: Settings = {
 }  # fmt: skip
 
 
-def test_spin_wears_out_and_the_gate_rolls_back(bed: Bed) -> None:
+def test_spin_wears_out_in_its_second_round_and_the_gate_rolls_back(bed: Bed) -> None:
     rows = play(
-        bed.runs, "spin", bed.model, bed.prompts, bed.heldout, rounds=5, seed=bed.seed, **SPIN
+        bed.runs, "spin", bed.model, bed.prompts, bed.heldout, rounds=3, seed=bed.seed, **SPIN
     )
-    base, first, *_ = curve = [row["heldout_reward"] for row in rows]
-    # A base that is right two times in three may lose from the start.
-    assert first >= base + 0.1 or base > 0.6
-    *stood, fallen = curve
+    first, *later = [row["heldout_reward"] for row in rows[1:]]
+    assert first >= rows[0]["heldout_reward"] + 0.1
     assert rows[-1]["gate"]["decision"] == "rolled_back"
-    assert fallen <= max(stood) - 0.1
-    reached = {row["policy"]: row["heldout_reward"] for row in rows}
-    assert reached[rows[-1]["gate"]["best"]] == max(stood)
+    assert rows[-1]["gate"]["best"] == "round-1"
+    assert later[-1] <= first - 0.1
 
 
 @by_testbed_only
@@ -113,8 +109,7 @@ def test_the_vote_is_the_ceiling_of_lmsi(bed: Bed) -> None:
         bed.runs, "lmsi", bed.model, bed.prompts, bed.heldout, rounds=1, seed=bed.seed, **LMSI
     )
     accuracy, _ = votes(run_dir(bed.runs), 0)
-    # 0.05 of it is the error of 100 held-out prompts: the vote was on others.
-    assert rows[0]["heldout_reward"] + 0.05 <= rows[1]["heldout_reward"] <= accuracy + 0.15
+    assert rows[0]["heldout_reward"] + 0.1 <= rows[1]["heldout_reward"] <= accuracy + 0.1
 
 
 @pytest.fixture(scope="module", params=SEEDS, ids=lambda s: f"seed{s}")
