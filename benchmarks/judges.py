@@ -86,7 +86,7 @@ def main() -> None:
     asked = parser.parse_args()
     task = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
     options = {"source": "reasoning_gym:chain_sum", "options": task, "per_round": asked.prompts}
-    source = open_prompts(PromptOptions.model_validate(options), seed=0, base=ROOT, skip_bad=False)
+    source = open_prompts(PromptOptions.model_validate(options), seed=0, base=ROOT)
     kind, _ = engine_kind("auto")
     with (
         Cluster("local", timeout=120) as cluster,

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,38 +19,35 @@ from selfkd.prompts import PromptSource, open_prompts, require_answers
 from selfkd.run import Run
 from selfkd.setting import Setting
 
+COUNTED: dict[str, Literal["info", "warning"]] = {"overlap": "warning", "bad_rows": "warning"}
+"""Counts of the prompts that a user has to know of."""
 
-@contextlib.contextmanager
-def assemble(
-    path: Path,
-    resolved: Resolved,
-    ledger: Ledger,
-    reporter: Reporter,
-    check_stop: Callable[[], None],
-    *,
-    skip_bad: bool,
-) -> Iterator[Run]:
-    """A run ready for its loop; what can be refused is refused before any process starts."""
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A sentence about a run before its first round."""
+
+    text: str
+    level: Literal["info", "warning"] = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a run needs of this machine, opened and checked: nothing is written or started yet."""
+
+    setting: Setting
+    source: PromptSource
+    notes: tuple[Note, ...]
+
+
+def prepare(resolved: Resolved) -> Prepared:
+    """Open model and prompts, and refuse what can be refused before a run has a directory."""
     config = resolved.config
     model_path = resolve_model(config.model)
-    check_model_dir(model_path)
     tokenizer = load_tokenizer(model_path, config.chat_template)
-    source = open_run_prompts(resolved, skip_bad=skip_bad)
+    source = open_run_prompts(resolved)
     kind, said = engine_kind(config.engine.kind)
-    plan = plan_memory(config, model_path)
-    plan.check()
-    check_judges(resolved)
-    swap = residency(config, plan) == "swap"
-    if swap and config.engine.overlap:
-        raise UsageError(
-            f"sampler and trainer cannot work at once: they take turns in {plan.total:.1f} GiB",
-            where="engine.overlap",
-            remedy="set engine.residency=both if there is memory enough, or engine.overlap=false",
-        )
-    announce(path, resolved, reporter, ledger, f"{kind} {compute_dtype(config.engine.dtype)}")
-    for text in (said, *notes(resolved, source, plan, swap)):
-        if text:
-            reporter.event("message", text=text)
+    plan, swap = check_fit(resolved, model_path)
     setting = Setting(
         model_path=model_path,
         tokenizer=tokenizer,
@@ -59,8 +57,46 @@ def assemble(
         sampler=sampler_place(config),
         trainer=Place(gpu_share(config.cluster.trainer_gpus), config.cluster.trainer_cpus),
     )
+    told = [Note(said, "warning")] if said else []
+    return Prepared(setting, source, (*told, *notes(resolved, source, plan, swap)))
+
+
+def check_fit(resolved: Resolved, model_path: Path) -> tuple[Footprint, bool]:
+    """The planned memory, and whether sampler and trainer take turns in it; refuses a directory
+    that is no model, a judge that lacks something, and what does not fit."""
+    config = resolved.config
+    check_model_dir(model_path)
+    check_judges(resolved)
+    plan = plan_memory(config, model_path)
+    plan.check()
+    swap = residency(config, plan) == "swap"
+    if swap and config.engine.overlap:
+        raise UsageError(
+            f"sampler and trainer cannot work at once: they take turns in {plan.total:.1f} GiB",
+            where="engine.overlap",
+            remedy="set engine.residency=both if there is memory enough, or engine.overlap=false",
+        )
+    return plan, swap
+
+
+@contextlib.contextmanager
+def assemble(
+    path: Path,
+    resolved: Resolved,
+    ledger: Ledger,
+    reporter: Reporter,
+    check_stop: Callable[[], None],
+    prepared: Prepared,
+) -> Iterator[Run]:
+    """A run ready for its loop."""
+    config, setting = resolved.config, prepared.setting
+    engine = f"{setting.engine} {compute_dtype(config.engine.dtype)}"
+    announce(path, resolved, reporter, ledger, engine)
+    for note in prepared.notes:
+        ledger.event("message", text=note.text, level=note.level)
+        reporter.event("message", text=note.text, level=note.level)
     with Cluster(config.cluster.address, timeout=config.cluster.timeout) as cluster:
-        run = Run(resolved, ledger, cluster, setting, source, reporter, check_stop)
+        run = Run(resolved, ledger, cluster, setting, prepared.source, reporter, check_stop)
         try:
             yield run
         finally:
@@ -92,10 +128,10 @@ def assemble_record(
             run.close()
 
 
-def open_run_prompts(resolved: Resolved, *, skip_bad: bool) -> PromptSource:
+def open_run_prompts(resolved: Resolved) -> PromptSource:
     """The run's prompts, refused where a judge needs an answer that is not there."""
     config = resolved.config
-    source = open_prompts(config.prompts, seed=config.seed, base=Path.cwd(), skip_bad=skip_bad)
+    source = open_prompts(config.prompts, seed=config.seed, base=Path.cwd())
     if resolved.judge.needs_answer:
         require_answers(source.known(), resolved.judge.name)
     if resolved.gold_judge and resolved.gold_judge.needs_answer:
@@ -141,9 +177,12 @@ def plan_memory(config: Config, model_path: Path) -> Footprint:
 
 
 def residency(config: Config, plan: Footprint) -> str:
-    """`both` or `swap`."""
+    """`both` or `swap`; what shares a card takes turns, as vLLM fills most of one."""
     if config.engine.residency != "auto":
         return config.engine.residency
+    asked = config.cluster.sampler_gpus, config.cluster.trainer_gpus
+    if 0 < sum(map(gpu_share, asked)) <= 1:
+        return "swap"
     return "both" if plan.both_fit else "swap"
 
 
@@ -182,22 +221,28 @@ def announce(
     reporter.event("run_started", path=str(path), **facts)
 
 
-def notes(resolved: Resolved, source: PromptSource, plan: Footprint, swap: bool) -> list[str]:
+def notes(resolved: Resolved, source: PromptSource, plan: Footprint, swap: bool) -> list[Note]:
     """What a user should know before the first round."""
-    lines = [
-        f"prompts: {count} {what.replace('_', ' ')}"
+    found = [
+        Note(f"prompts: {count} {what.replace('_', ' ')}", COUNTED.get(what, "info"))
         for what, count in source.report.items()
         if count
     ]
-    if swap:
-        lines.append(
-            f"sampler (about {plan.sampler:.1f} GiB) and trainer ({plan.trainer:.1f} GiB) take "
-            f"turns in {plan.total:.1f} GiB of memory"
+    found.append(
+        Note(
+            f"sampler (about {plan.sampler:.1f} GiB) and trainer ({plan.trainer:.1f} GiB) "
+            f"{'take turns in' if swap else 'both stay in'} {plan.total:.1f} GiB of memory"
         )
+    )
     if not source.heldout():
-        lines.append("no held-out prompts: nothing is measured against gold, and no gate holds")
-    elif resolved.gold_judge is None:
-        lines.append(
-            "no gold judge: held-out is not measured, and no gate holds; name one with gold_judge"
+        found.append(
+            Note("no held-out prompts: nothing is measured against gold, and no gate holds")
         )
-    return lines
+    elif resolved.gold_judge is None:
+        found.append(
+            Note(
+                "no gold judge: held-out is not measured, and no gate holds; name one with "
+                "gold_judge"
+            )
+        )
+    return found

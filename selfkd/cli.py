@@ -55,21 +55,29 @@ def run(
     from selfkd.config import load
     from selfkd.launch import name_of, new_run, resume_with
 
-    resolved = load(config, [*(overrides or []), *(["cluster.address=local"] if local else [])])
+    resolved = load(config, _changes(overrides, local, skip_bad))
     if dry_run:
         from selfkd.plan import make_plan, render_plan
 
-        plan = make_plan(resolved, skip_bad=skip_bad)
+        plan = make_plan(resolved)
         print(json.dumps(plan) if json_events else render_plan(plan))
         return
     if resume and not name:
         raise UsageError("--resume needs to know which run", remedy="add --name NAME")
     if resume and name and (runs / name_of(name)).exists():
         path = runs / name_of(name)
-        resolved = resume_with(path, resolved)
-    else:
-        path = new_run(resolved, runs, name)
-    execute_run(path, resolved, json_events, skip_bad)
+        execute_run(path, resume_with(path, resolved), json_events)
+        return
+    from selfkd.assembly import prepare
+
+    prepared = prepare(resolved)  # what is refused here leaves no directory behind
+    execute_run(new_run(resolved, runs, name), resolved, json_events, prepared)
+
+
+def _changes(overrides: list[str] | None, local: bool, skip_bad: bool) -> list[str]:
+    """The overrides, with what options of the command line stand for."""
+    options = {"cluster.address=local": local, "prompts.skip_bad=true": skip_bad}
+    return [*(overrides or []), *(text for text, given in options.items() if given)]
 
 
 @app.command()
@@ -85,8 +93,7 @@ def resume(
     from selfkd.launch import resume_run
 
     path = find_run(run, runs)
-    changes = [*(overrides or []), *(["cluster.address=local"] if local else [])]
-    execute_run(path, resume_run(path, changes), json_events, skip_bad)
+    execute_run(path, resume_run(path, _changes(overrides, local, skip_bad)), json_events)
 
 
 @app.command()
@@ -102,7 +109,7 @@ def fork(
     from selfkd.launch import fork_run, resume_run
 
     path = fork_run(find_run(run, runs), round, name, overrides or [])
-    execute_run(path, resume_run(path), json_events, False)
+    execute_run(path, resume_run(path), json_events)
 
 
 add_judge_commands(app)
@@ -199,13 +206,13 @@ def doctor(
         raise typer.Exit(5 if run is None else 4)
 
 
-def execute_run(path: Path, resolved: Any, json_events: bool, skip_bad: bool = False) -> None:
+def execute_run(path: Path, resolved: Any, json_events: bool, prepared: Any = None) -> None:
     """Carry a run out to its end, showing how it goes; an error says how to go on."""
     from selfkd.launch import execute
     from selfkd.progress import make_reporter
 
     with resumable(path), make_reporter(json_events) as reporter:
-        best = execute(path, resolved, reporter, skip_bad=skip_bad)
+        best = execute(path, resolved, reporter, prepared=prepared)
     if not json_events:
         print(_closing(path, best))
 

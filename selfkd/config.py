@@ -358,9 +358,12 @@ def _refuse_secrets(
     if isinstance(value, Mapping):
         for name, inner in value.items():
             _refuse_secrets(inner, (*key, str(name)), places)
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            _refuse_secrets(inner, (*key, str(number)), places)
     elif isinstance(value, str) and SECRET.search(value):
         raise UsageError(
             f"{'.'.join(key)} holds what looks like a secret key",
-            where=_place(key, places),
+            where=SECRET.sub("...", _place(key, places)),
             remedy="name an environment variable that holds it (api_key_env)",
         )

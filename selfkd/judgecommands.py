@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -135,7 +135,9 @@ def forecast(
     begun = target.suffix in (".yaml", ".yml")
     if not begun and overrides:
         raise UsageError("a run is as it is recorded", remedy="give key=value with a config only")
-    path = _sample(target, overrides or [], name, runs, skip_bad) if begun else None
+    changes = [*(overrides or []), *(["prompts.skip_bad=true"] if skip_bad else [])]
+    shown = sys.stderr if as_json else sys.stdout  # of --json stdout holds the data alone
+    path = _sample(target, changes, name, runs, shown) if begun else None
     row = figures(path or find_run(target, runs), round)
     if as_json:
         print(json.dumps(row | {"path": str(path or target), "meanings": meanings(row)}))
@@ -146,15 +148,17 @@ def forecast(
 
 
 def _sample(
-    config: Path, overrides: list[str], name: str | None, runs: Path, skip_bad: bool
+    config: Path, overrides: list[str], name: str | None, runs: Path, shown: TextIO
 ) -> Path:
+    from selfkd.assembly import prepare
     from selfkd.config import load
     from selfkd.launch import new_run
     from selfkd.preview import sample_once
     from selfkd.progress import make_reporter
 
     resolved = load(config, overrides)
+    prepared = prepare(resolved)
     path = new_run(resolved, runs, name)
-    with resumable(path), make_reporter(json_events=False) as reporter:
-        sample_once(path, resolved, reporter, skip_bad=skip_bad)
+    with resumable(path), make_reporter(False, shown) as reporter:
+        sample_once(path, resolved, reporter, prepared)
     return path

@@ -18,6 +18,7 @@ from selfkd.judging import resolve_judge
 from selfkd.ledger import (
     Ledger,
     broken,
+    disk_error,
     make_directory,
     now,
     policy_dir,
@@ -35,13 +36,14 @@ from selfkd.stopping import EndOfRun, StopSignals
 from selfkd.yamlfile import flatten
 
 if TYPE_CHECKING:
+    from selfkd.assembly import Prepared
     from selfkd.run import Run
 
 SCHEMA = 1
 """Version of the run directory's layout."""
 
 OPERATIONAL = re.compile(
-    r"rounds|report_to|storage|judging\.(?!anchors).*|cluster\..*|controls\.action|alarms\..*"
+    r"rounds|report_to|storage|prompts\.skip_bad|judging\.(?!anchors).*|cluster\..*|controls\.action|alarms\..*"
     r"|keep_policies\..*"
     r"|engine\.(max_num_seqs|kv_cache_gib|gpu_memory|replicas|tensor_parallel_size|sync|residency"
     r"|max_restarts|start_timeout)"
@@ -52,15 +54,24 @@ rounds extend a run."""
 
 def new_run(resolved: Resolved, root: Path, name: str | None) -> Path:
     """Create the directory of a new run and record its config; refuses a name that is taken."""
-    path = _next_free(root, resolved.loop.name) if name is None else root / name_of(name)
-    if path.exists():
-        raise UsageError(
-            f"run {path.name!r} exists",
-            where=str(path),
-            remedy="pass --resume to go on with it, `selfkd fork` to branch off, or another --name",
-        )
-    _create(path, resolved, parent=None)
-    return path
+    make_directory(root)
+    while True:
+        path = _next_free(root, resolved.loop.name) if name is None else root / name_of(name)
+        try:
+            path.mkdir()
+        except FileExistsError:
+            if name is None:
+                continue  # another run took it since
+            raise UsageError(
+                f"run {path.name!r} exists",
+                where=str(path),
+                remedy="pass --resume to go on with it, `selfkd fork` to branch off, or another "
+                "--name",
+            ) from None
+        except OSError as error:
+            raise disk_error(error, path) from error
+        _create(path, resolved, parent=None)
+        return path
 
 
 def name_of(name: str) -> str:
@@ -177,17 +188,17 @@ def execute(
     resolved: Resolved,
     reporter: Reporter,
     *,
-    skip_bad: bool = False,
+    prepared: "Prepared | None" = None,
     play: "Callable[[Run], None] | None" = None,
 ) -> str:
     """Run the loop to its end in the run directory `path`; the name of the best policy.
 
     Everything recorded is replayed, so this is also how a run is resumed. Raises Stopped on a
-    requested stop; every other SelfkdError is recorded as `run_failed` first. `play` is done with
-    the run instead of the whole loop.
+    requested stop; every other SelfkdError is recorded as `run_failed` first. `prepared` is what
+    was opened already; `play` is done with the run instead of the whole loop.
     """
     from selfkd.again import judge_again
-    from selfkd.assembly import assemble, assemble_record
+    from selfkd.assembly import assemble, assemble_record, prepare
 
     started = time.monotonic()
     parent = read_run(path)[1].get("parent") or {}
@@ -222,7 +233,7 @@ def execute(
             if again and not resolved.judge.engine:
                 gathered = assemble_record(*parts, judging="judge" in again)
             else:
-                gathered = assemble(*parts, skip_bad=skip_bad)
+                gathered = assemble(*parts, prepared or prepare(resolved))
             with gathered as run:
                 reports.start()
                 reason = ""

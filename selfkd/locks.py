@@ -35,8 +35,12 @@ class RunLock:
         except BlockingIOError:
             self._file.close()
             raise self._held(holder) from None
-        self.stale = json.loads(holder) if holder.strip() else None
-        self._write({"pid": os.getpid(), "host": socket.gethostname(), "time": now()})
+        self.stale = _read(holder) if holder.strip() else None
+        try:
+            self._write({"pid": os.getpid(), "host": socket.gethostname(), "time": now()})
+        except OSError as error:
+            self._close()
+            raise disk_error(error, self.path) from error
         return self
 
     def __exit__(
@@ -46,7 +50,11 @@ class RunLock:
         trace: TracebackType | None,
     ) -> None:
         self._write(None)
-        self._file.close()
+        self._close()
+
+    def _close(self) -> None:
+        with contextlib.suppress(OSError):  # closing tries once more to write what did not fit
+            self._file.close()
 
     def _write(self, holder: dict[str, object] | None) -> None:
         self._file.truncate(0)
@@ -55,12 +63,19 @@ class RunLock:
         self._file.flush()
 
     def _held(self, holder: str) -> LockHeld:
-        who = json.loads(holder) if holder.strip() else {}
+        who = _read(holder)
         return LockHeld(
             f"process {who.get('pid', '?')} on {who.get('host', '?')} works on this run",
             where=str(self.path.parent),
             remedy="wait for it to end, or stop it",
         )
+
+
+def _read(holder: str) -> dict[str, object]:
+    """What a lock file says of its holder; nothing where its writing was cut off."""
+    with contextlib.suppress(ValueError):
+        return json.loads(holder)
+    return {}
 
 
 class Presence:

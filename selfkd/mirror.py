@@ -7,6 +7,8 @@ moment is a run that can be fetched and resumed on another machine, with at most
 be done again.
 """
 
+import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,8 @@ from selfkd.errors import InfrastructureError, UsageError
 
 EVERY = 5.0
 """Seconds between two looks at what is new."""
+BLOCK = 2**24
+"""Bytes that are copied at a time."""
 LAST = ("run.yaml", "metrics.jsonl", "events.jsonl")
 """Copied after everything that they tell of."""
 
@@ -79,17 +83,18 @@ class Mirror:
             size, changed = self._sent.get(name, (-1, -1))
             if size == stat.st_size and (changed == stat.st_mtime_ns or _is_final(name)):
                 return
-            data = path.read_bytes()
+            source = path.open("rb")
         except FileNotFoundError:
             return  # moved since it was listed: it has another name now
         target = f"{self._root}/{name}"
-        try:
-            if self._files.type_name == "local":  # stores have no folders to be made first
-                Path(target).parent.mkdir(parents=True, exist_ok=True)
-            with self._files.open_output_stream(target) as out:
-                out.write(data)
-        except OSError as error:
-            raise _unreachable(self._where, error) from error
+        with source:
+            try:
+                if self._files.type_name == "local":  # stores have no folders to be made first
+                    Path(target).parent.mkdir(parents=True, exist_ok=True)
+                with self._files.open_output_stream(target) as out:
+                    shutil.copyfileobj(source, out, BLOCK)
+            except OSError as error:
+                raise _unreachable(self._where, error) from error
         self._sent[name] = (stat.st_size, stat.st_mtime_ns)
 
     def _keep_up(self) -> None:
@@ -121,8 +126,8 @@ def fetch_run(uri: str, runs: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".tmp-fetch-{path.name}")
         try:
-            with files.open_input_stream(f"{root}/{name}") as source:
-                partial.write_bytes(source.read())
+            with files.open_input_stream(f"{root}/{name}") as source, partial.open("wb") as out:
+                shutil.copyfileobj(source, out, BLOCK)
         except OSError as error:
             raise _unreachable(uri, error) from error
         partial.replace(path)
@@ -165,11 +170,10 @@ def _listed(files: Any, root: str) -> Iterator[tuple[str, int]]:
 def _names(local: Path) -> list[str]:
     """Files of a run, without what is in the making and without its lock."""
     found = []
-    for path in local.rglob("*"):
-        name = path.relative_to(local)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if not hidden and name.name != "lock" and path.is_file():
-            found.append(name.as_posix())
+    for folder, folders, files in os.walk(local):  # passes over what is renamed meanwhile
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names = [name for name in files if not name.startswith(".") and name != "lock"]
+        found += [(Path(folder) / name).relative_to(local).as_posix() for name in names]
     return found
 
 

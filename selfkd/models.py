@@ -13,6 +13,7 @@ from pathlib import Path
 from selfkd.errors import UsageError
 from selfkd.fetch import KnownModel, fetch, locked, say
 from selfkd.ledger import disk_error, file_sha256
+from selfkd.modelfiles import read_object
 
 KNOWN = {
     "SmolLM2-135M-Instruct": KnownModel(
@@ -47,12 +48,17 @@ def cache_dir() -> Path:
 def resolve_model(value: str) -> Path:
     """The directory of a model given as a directory, a known name or a hub id; fetches what is
     missing. Raises UsageError where there is no such model."""
+    require_model(value)
     if Path(value).expanduser().is_dir():
         return Path(value).expanduser().resolve()
-    if name := _known_name(value):
-        return pull(name, verify=False)
-    if _looks_like_hub_id(value):
-        return _from_hub(value)
+    name = _known_name(value)
+    return pull(name, verify=False) if name else _from_hub(value)
+
+
+def require_model(value: str) -> None:
+    """Raise UsageError unless `value` is a directory, a known name, or may be a hub id."""
+    if Path(value).expanduser().is_dir() or _known_name(value) or _looks_like_hub_id(value):
+        return
     raise UsageError(
         f"there is no model {value!r}: neither a directory nor a known name",
         where="model",
@@ -101,7 +107,8 @@ def pull(name: str, *, progress: bool = True, verify: bool = True) -> Path:
 
 
 def check_model_dir(path: Path) -> None:
-    """Raise UsageError unless `path` holds a config, safetensors weights and a tokenizer."""
+    """Raise UsageError unless `path` holds a config, safetensors weights and a tokenizer; DataError
+    where the index of the weights is damaged."""
     remedy = "give the folder that save_pretrained() wrote, tokenizer included"
     if not (path / "config.json").is_file():
         raise UsageError("not a model directory: no config.json", where=str(path), remedy=remedy)
@@ -109,7 +116,7 @@ def check_model_dir(path: Path) -> None:
     if not weights:
         raise _no_weights(path, remedy)
     index = path / "model.safetensors.index.json"
-    named = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else set()
+    named = set(read_object(index).get("weight_map", {}).values()) if index.exists() else set()
     if missing := sorted(named - weights):
         raise UsageError(
             f"weights are incomplete: {missing[0]} is missing", where=str(path), remedy=remedy

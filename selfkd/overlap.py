@@ -63,6 +63,10 @@ class Overlap:
         self._run.owed.append(samples)
         return samples
 
+    def samplers(self) -> set[str]:
+        """The policies that still have to make what was begun ahead."""
+        return {s.policy for s in self._begun.values() if not s.step.finished}
+
     @contextlib.contextmanager
     def during(self, round: "Round", *, trains: bool) -> Iterator[None]:
         """Around the training of a round: opens the samples of the next one, and makes them

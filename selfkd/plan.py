@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from selfkd.assembly import engine_kind, open_run_prompts, plan_memory, residency
+from selfkd.assembly import check_fit, engine_kind, open_run_prompts
 from selfkd.config import Resolved
 from selfkd.hardware import cores, has_gpu
 from selfkd.memory import GIB, parameters
-from selfkd.models import find_model
+from selfkd.models import find_model, require_model
 
 CHARS_PER_TOKEN = 4
 """English text under a byte-pair vocabulary; only for plans."""
@@ -20,14 +20,15 @@ BYTES_PER_SAMPLE = 400
 """Parquet bytes of a short sample with its verdict, decision and example."""
 
 
-def make_plan(resolved: Resolved, *, skip_bad: bool = False) -> dict[str, Any]:
-    """The plan as plain values; checks prompts and plug-ins, loads no model, writes nothing.
+def make_plan(resolved: Resolved) -> dict[str, Any]:
+    """The plan as plain values; checks prompts, plug-ins, memory; loads no model, writes nothing.
 
     Tokens are an upper bound: every completion at its full length. Time is a rough estimate for
     CPU, null on GPU and for models that are not on this machine yet.
     """
     config, options = resolved.config, resolved.options
-    source = open_run_prompts(resolved, skip_bad=skip_bad)
+    require_model(config.model)
+    source = open_run_prompts(resolved)
     prompts, heldout = source.train(0), source.heldout()
     samples = options.samples(len(prompts))
     longest = config.sampling.max_tokens
@@ -59,7 +60,7 @@ def _costs(
                 "residency": None, "minutes": None}  # fmt: skip
     count, rounds = parameters(model), resolved.options.rounds
     size = sum(f.stat().st_size for f in model.glob("*.safetensors")) / GIB
-    memory = plan_memory(resolved.config, model)
+    memory, swap = check_fit(resolved, model)
     scale = cores() * MEASURED_PARAMETERS / max(count, 1)
     trained = samples * rounds * resolved.config.train.epochs * resolved.config.sampling.max_tokens
     seconds = completion_tokens / (SAMPLED_PER_CORE * scale) + trained / (TRAINED_PER_CORE * scale)
@@ -72,7 +73,7 @@ def _costs(
             "trainer": round(memory.trainer, 1),
             "machine": round(memory.total, 1),
         },
-        "residency": residency(resolved.config, memory),
+        "residency": "swap" if swap else "both",
         "minutes": None if has_gpu() else round(seconds / 60, 1),
     }
 

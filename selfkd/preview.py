@@ -8,6 +8,7 @@ import contextlib
 import copy
 from pathlib import Path
 
+from selfkd.assembly import Prepared
 from selfkd.config import Resolved
 from selfkd.forecast import FOLDER
 from selfkd.launch import execute
@@ -26,7 +27,7 @@ DRAWS = 4
 """Completions of each of them."""
 
 
-def sample_once(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad: bool) -> None:
+def sample_once(path: Path, resolved: Resolved, reporter: Reporter, prepared: Prepared) -> None:
     """Play the run's loop up to its first training; what is recorded is not done again."""
 
     def play(run: Run) -> None:
@@ -38,7 +39,7 @@ def sample_once(path: Path, resolved: Resolved, reporter: Reporter, *, skip_bad:
             raise
 
     with contextlib.suppress(SampledOnce):
-        execute(path, resolved, reporter, skip_bad=skip_bad, play=play)
+        execute(path, resolved, reporter, prepared=prepared, play=play)
 
 
 def sample_privileged(run: Run) -> None:

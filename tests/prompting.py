@@ -8,13 +8,11 @@ from selfkd.prompts import PromptOptions, PromptSource, open_prompts
 from selfkd.records import Prompt
 
 
-def opened(
-    source: Any, base: Path = Path(), *, seed: int = 0, skip_bad: bool = False, **options: Any
-) -> PromptSource:
+def opened(source: Any, base: Path = Path(), *, seed: int = 0, **options: Any) -> PromptSource:
     """Prompts of `source`, a string or a mapping of options, with more options."""
     value = {"source": source, **options} if isinstance(source, str) else {**source, **options}
     parsed = PromptOptions.model_validate(value)
-    return open_prompts(parsed, seed=seed, base=base, skip_bad=skip_bad)
+    return open_prompts(parsed, seed=seed, base=base)
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from selfkd import cli
+from selfkd import cli, launch
+from selfkd.config import load
+from selfkd.errors import UsageError
+from selfkd.launch import new_run, read_run, resume_run
 from selfkd.locks import RunLock
 from tests.testbed.addition import write_prompts
 from tests.testbed.charmodel import char_tokenizer
@@ -94,6 +97,94 @@ def test_dry_run_prints_the_plan_and_writes_nothing(call, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("override", "code"),
+    [("model=nope", 2), ("model=runs", 2), ("engine.kv_cache_gib=1e6", 5)],
+)
+def test_what_is_refused_leaves_no_run_and_its_name_free(call, tmp_path, override, code):
+    (tmp_path / "runs").mkdir()
+    for command in (["--dry-run"], ["--name", "one"]):
+        assert call("run", "run.yaml", override, *command).code == code, command
+    assert call("forecast", "run.yaml", override, "--name", "one").code == code
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_skipped_rows_stay_skipped_in_what_goes_on_with_the_run(call, tmp_path):
+    with (tmp_path / "sums.jsonl").open("a") as file:
+        file.write("{broken\n")
+    assert call("run", "run.yaml", "--dry-run").code == 4
+    planned = call("run", "run.yaml", "--dry-run", "--json", "--skip-bad")
+    assert json.loads(planned.out)["prompt_report"]["bad_rows"] == 1
+    started = new_run(load(Path("run.yaml"), ["prompts.skip_bad=true"]), Path("runs"), "one")
+    assert resume_run(started).config.prompts.skip_bad
+    # A run whose file went bad since may be told to go on without those rows.
+    other = new_run(load(Path("run.yaml")), Path("runs"), "two")
+    assert resume_run(other, ["prompts.skip_bad=true"]).config.prompts.skip_bad
+
+
+def test_how_a_run_is_carried_out_may_change_on_resume_and_is_recorded(call):
+    path = new_run(load(Path("run.yaml")), Path("runs"), "one")
+    resumed = resume_run(
+        path,
+        [
+            "rounds=9",
+            "engine.max_num_seqs=3",
+            "engine.residency=swap",
+            "alarms.length_drift=0.9",
+            "alarms.stop=reward_hacking",
+            "judging.timeout=5",
+            "cluster.timeout=7",
+            "keep_policies.last=4",
+            "report_to=[]",
+        ],
+    )
+    assert resumed.options.rounds == 9 and resumed.config.engine.max_num_seqs == 3
+    assert resumed.config.alarms.length_drift == 0.9
+    document, _ = read_run(path)
+    assert (document["rounds"], document["engine"]["max_num_seqs"]) == (9, 3)
+    assert document["alarms"]["length_drift"] == 0.9
+    assert document["alarms"]["stop"] == ["reward_hacking"]
+    # What was recorded holds from then on.
+    assert resume_run(path).document() == resumed.document() == document
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seed=7", "seed: 0 -> 7"),
+        ("prompts.limit=3", "prompts.limit: None -> 3"),
+        ("samples_per_prompt=2", "samples_per_prompt: 8 -> 2"),
+        ("sampling.temperature=0.25", "sampling.temperature: 1.0 -> 0.25"),
+        ("engine.max_model_len=64", "engine.max_model_len: 1024 -> 64"),
+        ("train.learning_rate=1e-3", "train.learning_rate: 2e-05 -> 0.001"),
+        ("judging.anchors=4", "judging.anchors: 0 -> 4"),
+        ("judge=number", "judging.py:right' -> 'number'"),
+    ],
+)
+def test_what_a_run_computes_may_not_change_on_resume(call, override, said):
+    path = new_run(load(Path("run.yaml")), Path("runs"), "one")
+    recorded = (path / "run.yaml").read_bytes()
+    with pytest.raises(UsageError, match="started with another config") as caught:
+        resume_run(path, ["rounds=9", override])
+    assert said in str(caught.value) and "rounds" not in str(caught.value)
+    assert "selfkd fork" in caught.value.remedy
+    assert (path / "run.yaml").read_bytes() == recorded
+    result = call("resume", "one", "rounds=9", override)
+    assert result.code == 2 and said in result.err
+    assert (path / "run.yaml").read_bytes() == recorded
+
+
+def test_two_starts_at_once_make_two_runs(call, monkeypatch):
+    resolved = load(Path("run.yaml"))
+    first = new_run(resolved, Path("runs"), None)
+    recorded = (first / "run.yaml").read_bytes()
+    free = first.with_name("rest_em-002")
+    names = iter([first, free])  # the second start looked before the first had made its directory
+    monkeypatch.setattr(launch, "_next_free", lambda root, stem: next(names))
+    assert new_run(resolved, Path("runs"), None) == free
+    assert (first / "run.yaml").read_bytes() == recorded and (free / "run.yaml").exists()
+
+
 @pytest.mark.parametrize("name", ["../../x", "", "a" * 300, "ünïcode", ".hidden", "a/b"])
 def test_names_that_cannot_be_a_run_are_refused(call, tmp_path, name):
     before = sorted(tmp_path.parent.rglob("*"))
@@ -102,12 +193,12 @@ def test_names_that_cannot_be_a_run_are_refused(call, tmp_path, name):
     assert sorted(tmp_path.parent.rglob("*")) == before
 
 
-def test_a_secret_in_a_config_is_refused_and_not_echoed(call):
-    result = call("run", "run.yaml", "model=sk-abcdefgh12345678")
+@pytest.mark.parametrize("key", ["model=", "judge={use: ensemble, judges: [{use: teacher, key: "])
+def test_a_secret_in_a_config_is_refused_and_not_echoed(call, key):
+    closing = "}" * key.count("{") if "[" not in key else "}]}"
+    result = call("run", "run.yaml", f"{key}sk-abcdefgh12345678{closing}")
     assert result.code == 2 and "api_key_env" in result.err
-    assert "sk-abcdefgh12345678" not in result.err.replace(
-        "override 'model=sk-abcdefgh12345678'", ""
-    )
+    assert "abcdefgh12345678" not in result.err
 
 
 def test_prompt_faults_exit_4_with_the_place(call, tmp_path):
@@ -176,6 +267,17 @@ def test_a_run_that_another_process_works_on_is_left_alone(call, tmp_path):
     assert result.code == 6
     assert f"process {os.getpid()} on " in result.err and "Traceback" not in result.err
     assert call("resume", "busy").code == 5
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_damaged_model_is_named_and_leaves_no_run(call, tmp_path, name):
+    file = tmp_path / "model" / name
+    file.write_bytes(file.read_bytes()[:-1])
+    result = call("run", "run.yaml", "--name", "one")
+    assert result.code == 4 and "Traceback" not in result.err
+    assert f"{file}: a file of the model is damaged: it" in result.err
+    assert "save_pretrained" in result.err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_pickled_checkpoint_is_refused(call, tmp_path):

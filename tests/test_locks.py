@@ -1,5 +1,6 @@
 """One process works on a run at a time, and a dead one's lock is taken over."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 
-from selfkd.errors import LockHeld
+from selfkd.errors import InfrastructureError, LockHeld
 from selfkd.locks import Presence, RunLock
 
 HOLD = (
@@ -34,6 +35,28 @@ def test_an_orderly_release_leaves_nothing_stale(tmp_path):
         assert first.stale is None
     with RunLock(tmp_path) as second:
         assert second.stale is None
+
+
+def test_a_record_that_was_cut_off_is_no_obstacle(tmp_path):
+    (tmp_path / "lock").write_text('{"pid": 12')
+    with RunLock(tmp_path) as lock:
+        assert lock.stale == {}
+        (tmp_path / "lock").write_text('{"pid"')
+        with pytest.raises(LockHeld, match=r"process \? on \?"), RunLock(tmp_path):
+            pass
+
+
+def test_a_full_disk_is_named_and_the_lock_let_go(tmp_path, monkeypatch):
+    def full(self: RunLock, holder: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLock, "_write", full)
+        with pytest.raises(InfrastructureError, match="the disk is full") as error:
+            RunLock(tmp_path).__enter__()
+    assert error.value.exit_code == 5
+    with RunLock(tmp_path) as lock:
+        assert lock.stale is None
 
 
 def test_runs_on_one_machine_know_of_each_other(tmp_path):

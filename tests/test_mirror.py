@@ -1,6 +1,9 @@
 """A run copied to a store as it goes on: whole there at any moment, and resumable from there."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +90,46 @@ def test_a_store_that_fails_does_not_hold_the_run_up_and_is_told(
         play_script(run)
     assert "whole on this machine" in caught.value.remedy
     assert (run.ledger.path / "policies" / "round-002" / "MANIFEST.json").exists()
+
+
+def test_a_folder_that_is_renamed_while_it_is_listed_ends_nothing(
+    run: ScriptedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play_script(run)
+    passing = run.ledger.path / "rounds" / "passing"
+    passing.mkdir()
+    scandir = os.scandir
+
+    def racing(path: str) -> Any:
+        if str(path) == str(passing):
+            passing.rename(passing.with_name("settled"))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", racing)
+    with Mirror(f"file://{tmp_path}/store", run.ledger.path):
+        pass
+    assert passing.with_name("settled").is_dir()
+    assert contents(tmp_path / "store" / "a") == contents(run.ledger.path)
+
+
+def test_weights_are_copied_in_blocks(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.yaml").write_text("x")
+    with (run / "model.safetensors").open("wb") as file:
+        file.truncate(2**29)  # a hole, read as zeros
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom selfkd.mirror import Mirror, "
+        "fetch_run\nkept = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "import pyarrow.fs\nbefore = kept()\n"
+        "with Mirror(sys.argv[1], Path(sys.argv[2])):\n    pass\n"
+        "fetch_run(sys.argv[1] + '/run', Path(sys.argv[3]))\nprint(kept() - before)"
+    )
+    arguments = [f"file://{tmp_path}/store", str(run), str(tmp_path / "here")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "here" / "run" / "model.safetensors").stat().st_size == 2**29
+    assert int(done.stdout) < 2**18  # KiB: half of the file
 
 
 def test_a_place_without_a_run_is_named(tmp_path: Path) -> None:

@@ -98,6 +98,23 @@ def test_a_training_that_fails_loses_nothing_sampled_beside_it(run):
     assert before.items() <= files(again).items()
 
 
+def test_a_policy_that_has_yet_to_sample_is_not_let_go(tmp_path):
+    def cut(policy: str, text: str, k: int) -> str:
+        if policy == "round-1":
+            raise RuntimeError("the sampler died")
+        return right(policy, text, k)
+
+    sums = write_prompts(tmp_path / "sums.jsonl", [(1, 2), (12, 34), (5, 5)])
+    settings = {"rounds": 3, "samples_per_prompt": 30, "keep_policies": 1}
+    run = scripted_run(tmp_path, sums, cut, engine={"overlap": True}, **settings)
+    with pytest.raises(RuntimeError, match="the sampler died"):
+        play_script(run)
+    assert (run.ledger.path / "policies" / "round-002" / "MANIFEST.json").exists()
+    again = resumed(run, right)
+    play_script(again)
+    assert writers(again) == ["round-1", "round-3"]
+
+
 def test_a_loop_that_asks_for_something_else_is_told(run):
     from selfkd.objectives import SFT
     from selfkd.rules import correct

@@ -61,7 +61,7 @@ def command(folder: Path, out: str, environment: dict[str, str]) -> None:
 
     @contextlib.contextmanager
     def scripted(
-        path: Path, resolved: Any, ledger: Ledger, reporter: Any, check: Any, *, skip_bad: bool
+        path: Path, resolved: Any, ledger: Ledger, reporter: Any, check: Any, prepared: None
     ) -> Iterator[ScriptedRun]:
         source = open_prompts(resolved.config.prompts, seed=0, base=folder)
         setting = Setting(model, TOKENIZER, "transformers", False, 96, ANYWHERE, ANYWHERE)
@@ -69,6 +69,7 @@ def command(folder: Path, out: str, environment: dict[str, str]) -> None:
         assembly.announce(path, resolved, reporter, ledger, "transformers")
         yield ScriptedRun(resolved, ledger, cluster, setting, source, reporter, check, answer=right)
 
+    assembly.prepare = lambda resolved: None
     assembly.assemble = scripted
     arguments = ["run", str(folder / "run.yaml"), "--runs", str(folder / "runs"), "--name", "one"]
     sys.argv = ["selfkd", *arguments]
@@ -137,3 +138,15 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
 
 def test_no_stdout_at_all(tmp_path):
     ended(start(tmp_path, "closed"), tmp_path)
+
+
+def test_a_run_ends_by_drawing_its_curves(tmp_path):
+    from selfkd.metrics import curves_document
+    from selfkd.viewer.plots import terminal_curves
+
+    text = on_terminal(tmp_path, 80, TERM="xterm-256color", NO_COLOR="1", PYTHONUTF8="1")
+    document = curves_document(tmp_path / "runs" / "one")
+    assert [row["round"] for row in document["rounds"]] == [0, 1, 2]
+    curves = terminal_curves([document], width=80, color=False, unicode=True)
+    before, _, after = text.replace("\r\n", "\n").rpartition(curves)
+    assert "round 2" in ESCAPE.sub("", before) and "The run is in" in after

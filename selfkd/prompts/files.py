@@ -143,6 +143,7 @@ def _load_dataset(source: str, path: Path, options: Mapping[str, Any]) -> Any:
     """The asked split of a data set that was saved to disk, is a folder of files, or on the hub."""
     import datasets
     from datasets.exceptions import DatasetsError
+    from huggingface_hub.utils import httpx
 
     split = options.get("split")
     try:
@@ -152,7 +153,7 @@ def _load_dataset(source: str, path: Path, options: Mapping[str, Any]) -> Any:
             place = str(path) if path.is_dir() else source
             name, revision = options.get("name"), options.get("revision")
             loaded = datasets.load_dataset(place, name, split=split, revision=revision)
-    except ConnectionError as error:
+    except (ConnectionError, httpx.HTTPError) as error:
         raise InfrastructureError(
             f"cannot reach the data set: {error}",
             where=source,

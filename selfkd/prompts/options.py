@@ -37,6 +37,8 @@ class PromptOptions(Options):
     """System message of the prompts that bring none."""
     limit: int | None = Field(None, ge=1)
     """Read at most this many rows of a file or data set, from its start."""
+    skip_bad: bool = False
+    """Count and leave out rows of a file or data set that cannot be used, in place of stopping."""
     overlap: Literal["exclude", "error"] = "exclude"
     """Training prompts that are also in heldout_source: leave them out of training, or stop."""
 

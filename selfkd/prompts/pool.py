@@ -29,15 +29,14 @@ def read_pool(
     *,
     dataset: Mapping[str, Any],
     limit: int | None,
-    skip_bad: bool,
 ) -> Pool:
     """Read at most `limit` rows of `source` as prompts.
 
     `dataset` holds what chooses a part of a data set. Raises DataError with `file:line` for a row
-    that cannot be used, or counts it with `skip_bad`; and where no prompt is left.
+    that cannot be used, unless `options.skip_bad`; and where no prompt is left.
     """
-    rows, unread = _rows(source, base, dataset, limit, skip_bad)
-    prompts, unfit = _prompts(source, rows, options, skip_bad)
+    rows, unread = _rows(source, base, dataset, limit, options.skip_bad)
+    prompts, unfit = _prompts(source, rows, options)
     bad = unread + unfit
     distinct: dict[str, Prompt] = {}
     for prompt in prompts:
@@ -69,9 +68,7 @@ def _rows(
     return rows, bad
 
 
-def _prompts(
-    source: str, rows: list[Row], options: PromptOptions, skip_bad: bool
-) -> tuple[list[Prompt], int]:
+def _prompts(source: str, rows: list[Row], options: PromptOptions) -> tuple[list[Prompt], int]:
     """Prompts of the rows that hold one, and how many do not."""
     if not rows:
         return [], 0
@@ -82,6 +79,6 @@ def _prompts(
         try:
             prompts.append(shape.prompt(row))
         except DataError:
-            if not skip_bad:
+            if not options.skip_bad:
                 raise
     return prompts, len(rows) - len(prompts)

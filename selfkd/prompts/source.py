@@ -49,15 +49,12 @@ class PromptSource(ABC):
         """Counts of what did not become a prompt."""
 
 
-def open_prompts(
-    options: PromptOptions, *, seed: int, base: Path, skip_bad: bool = False
-) -> PromptSource:
+def open_prompts(options: PromptOptions, *, seed: int, base: Path) -> PromptSource:
     """Open and check the prompts that a config names; paths are relative to `base`.
 
-    With `skip_bad`, rows that cannot be used are counted instead of refused. Raises UsageError for
-    options that do not fit, DataError for content that cannot be used.
+    Raises UsageError for options that do not fit, DataError for content that cannot be used.
     """
-    heldout = _own_heldout(options, base, skip_bad)
+    heldout = _own_heldout(options, base)
     if options.source.startswith(PREFIX):
         return TaskPrompts(options, seed=seed, heldout=heldout)
     pool = read_pool(
@@ -66,7 +63,6 @@ def open_prompts(
         options,
         dataset={k: v for k, v in options.options.items() if k != "heldout_split"},
         limit=options.limit,
-        skip_bad=skip_bad,
     )
     return FixedPrompts(options, pool, seed=seed, heldout=heldout)
 
@@ -192,7 +188,7 @@ class TaskPrompts(PromptSource):
         return list(found.values())
 
 
-def _own_heldout(options: PromptOptions, base: Path, skip_bad: bool) -> Pool | None:
+def _own_heldout(options: PromptOptions, base: Path) -> Pool | None:
     """Held-out prompts that have a source or split of their own."""
     source, dataset = options.heldout_source, {}
     if source is None and not options.source.startswith(PREFIX):
@@ -207,9 +203,7 @@ def _own_heldout(options: PromptOptions, base: Path, skip_bad: bool) -> Pool | N
             where="prompts.heldout_source",
             remedy="set prompts.heldout to hold out prompts of the task in prompts.source",
         )
-    return read_pool(
-        source, base, options, dataset=dataset, limit=options.heldout, skip_bad=skip_bad
-    )
+    return read_pool(source, base, options, dataset=dataset, limit=options.heldout)
 
 
 def _split_off(pool: Pool, count: int | None, seed: int) -> list[Prompt]:
@@ -242,5 +236,6 @@ def _nothing_left(pool: Pool, heldout: int) -> DataError:
 
 
 def _fingerprint(options: PromptOptions, seed: int, *content: Any) -> str:
-    settings = options.model_dump(exclude={"source", "heldout_source"})
+    # What skip_bad leaves out shows in the content.
+    settings = options.model_dump(exclude={"source", "heldout_source", "skip_bad"})
     return content_hash([settings, seed, *content])
