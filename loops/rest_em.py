@@ -10,10 +10,10 @@ fine-tuning on what was kept, starting from the base model. The paper stops when
 stops rising; here the gate of the run decides that.
 
 Departures: the paper samples with top-k 40 at T 0.7 under a few-shot prompt; that is config
-(`sampling`, `shots`). Learning rate and batch size are not reported there. `start: previous` goes
-on from the last policy instead, which the paper found no worse in domain, and worse in transfer;
-`learning_rate_decay` then lets the rounds settle, as in ReST. `distinct: false` counts an answer as
-often as it was given.
+(`sampling`, `shots`). Learning rate and batch size are not reported there. Answers that were cut
+off or are empty are never learnt from. `start: previous` goes on from the last policy instead,
+which the paper found no worse in domain, and worse in transfer; `learning_rate_decay` then lets the
+rounds settle, as in ReST. `distinct: false` counts an answer as often as it was given.
 """
 
 from typing import Literal

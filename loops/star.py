@@ -8,9 +8,16 @@ reason towards it (rationalisation); what then ends right is kept too, with the 
 the prompt that is trained on. The next policy is trained from the base model, never from the last
 one, for 40 steps that grow by a fifth each round.
 
+The paper's arithmetic runs use 300 steps and 20 more each round instead:
+`{first_steps: 300, growth: 1, added_steps: 20}`.
+
 Departures: the reference code draws at temperature 0.01 and top-p 0.9, we take temperature 0 from
-the config. Its arithmetic runs use 300 steps + 20 a round: set `first_steps` and `added_steps` for
-that. Training sees the plain prompt; the paper also tries the worked examples there.
+the config; and unless told otherwise it lets epochs grow, we only steps. The paper warms up over
+100 steps to a constant rate of 1e-6 and packs batches of 8 x 1024 tokens; here rate, schedule and
+batch are config (`train`), and rows are not packed. Its second try has worked examples with hints;
+without `hint_shots` ours has those of the first, which have none. A right answer that was cut off
+is not learnt, nor tried again. Training sees the plain prompt; the paper also tries the worked
+examples there.
 """
 
 from typing import Literal
@@ -30,7 +37,7 @@ class StarOptions(LoopOptions):
     shots: tuple[tuple[str, str], ...] = ()
     """Worked examples (question, rationale) shown while sampling, never trained on."""
     hint_shots: tuple[tuple[str, str], ...] = ()
-    """Worked examples for the second try, hints included; default: the same as `shots`."""
+    """Worked examples for the second try, hints included; default: `shots`, without hints."""
     first_steps: int = Field(40, ge=1)
     """Optimiser steps of the first round."""
     growth: float = Field(1.2, ge=1)
@@ -53,7 +60,8 @@ def star(run: Run, options: StarOptions) -> None:
         tries = round.judge(round.generate(run.prompts, n=1, view=view), run.judge)
         learnt = [round.keep(tries, finished() | correct())]
         if options.rationalise:
-            second = round.generate(tries.failed_prompts(), n=1, view=hinted, label="rationalise")
+            failed = tries.failed_prompts()
+            second = round.generate(failed, n=1, view=hinted, label="rationalise", parents=tries)
             second = round.judge(second, run.judge)
             learnt.append(round.keep(second, finished() | correct()))
         round.train(SFT(*learnt), start=options.start, steps=options.steps(round.number))

@@ -206,7 +206,8 @@ def step_words(verb: str, summary: Fields) -> str:
             return f"{summary['pairs']} pairs from {summary['prompts']} prompts"
         case "train":
             if not summary.get("steps"):
-                return f"nothing learnt, {summary['policy']} stays"
+                why = "diverged" if summary.get("diverged") else "nothing learnt"
+                return f"{why}, {summary['policy']} stays"
             return (
                 f"{summary['policy']} from {summary['start']}, {summary['steps']} steps on "
                 f"{summary['examples']} examples, loss {summary['loss_first']:.3f} to "

@@ -8,6 +8,7 @@ shard. `step.json` holds the fingerprint of what the step was asked to do.
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -136,11 +137,14 @@ class Step:
         return self.shard_path(index).exists()
 
     def write(self, index: int, table: pa.Table) -> None:
-        """Commit one shard."""
+        """Commit one shard; what one held that was there stays beside it, as `00000.parquet.1`."""
         path = self.shard_path(index)
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
+        # No manifest vouches for the shard before its step is done: its pages do.
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         data = sink.getvalue().to_pybytes()
+        if path.exists():
+            _set_aside(path, data)
         write_atomically(path, data)
         self._hashes[index] = {
             "file": path.name,
@@ -152,7 +156,8 @@ class Step:
         """Read one shard back, or some columns of it."""
         path = self.shard_path(index)
         try:
-            return pq.read_table(path, columns=list(columns) if columns else None)
+            names = list(columns) if columns else None
+            return pq.read_table(path, columns=names, page_checksum_verification=True)
         except (OSError, pa.ArrowInvalid) as error:
             raise broken(path, str(error)) from error
 
@@ -193,6 +198,17 @@ class Step:
                 raise broken(path, "recorded in the manifest but missing")
             if file_sha256(path) != shard["sha256"]:
                 raise broken(path, "its content does not match the manifest")
+
+
+def _set_aside(path: Path, data: bytes) -> None:
+    """Keep what `data` is to replace under the next number, a name that no reader takes for a
+    shard."""
+    former = path.read_bytes()
+    names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    # It may be there already: of a start that was killed before it wrote anew.
+    kept = next(p for p in names if not p.exists() or p.read_bytes() == former)
+    if former != data and not kept.exists():
+        write_atomically(kept, former)
 
 
 def broken(path: Path, reason: str) -> DataError:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from selfkd.board import Board, Fields, Meter, clock_text, notice
 from selfkd.progress import Clock
-from selfkd.roundtable import Column, fitting, title_of
+from selfkd.roundtable import Column, diverged, fitting, title_of
 from selfkd.terminal import SafeStream, one_line, shows_unicode, visible
 
 ASCII_HEAD = Box(("    \n" * 2 + " -- \n" + "    \n" * 5), ascii=True)
@@ -72,6 +72,8 @@ class RichReporter:
             self._header(fields)
         elif name in {"alarm", "gate"}:
             self._notes = [*self._notes, _note(name, fields)]
+        elif name == "round_row":
+            self._notes = [*self._notes, *_refusal(fields)]
         elif name == "message":
             style = LOUD.get(str(fields.get("level")), "dim")
             self._console.print(Text(visible(notice(name, fields)), style=style))
@@ -147,6 +149,8 @@ class RichReporter:
             value, change = text.plain.split(" ")
             style = "red" if change.startswith("-") else "green"
             return Text.assemble(value, " ", (change, style))
+        if column.key == "kept" and diverged(row):
+            text.stylize("red")
         if column.key in {"round", "policy", "samples", "time"}:
             text.stylize("dim")
         return text
@@ -205,6 +209,14 @@ def shown_meters(meters: list[Meter]) -> list[Meter]:
     """The steps worth a bar: sampling, judging and training, else whatever is open."""
     long = [m for m in meters if m.verb in {"generate", "judge", "train"}]
     return long or meters[-1:]
+
+
+def _refusal(fields: Fields) -> list[Text]:
+    """What the mark in a round's row is about, where its training was refused."""
+    if not (reason := diverged(fields["row"])):
+        return []
+    text = f"round {fields['row']['round']}: the training diverged (!): {reason}"
+    return [Text(one_line(text), style="red")]
 
 
 def _note(name: str, fields: Fields) -> Text:

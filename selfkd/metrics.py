@@ -32,8 +32,9 @@ seconds         {"generate", "judge", "train", "evaluate"}: wall-clock of the fi
 kl_base, kl_previous  divergence of the policy from the base and from that of the round before, nats
                 a token on a few fixed texts (`training/probe.py`); null where it was not measured
 train           {"steps", "examples", "loss_first", "loss_last", "start", "policy"} over all
-                trainings of the round, kl_base and kl_previous of the policy they made and, where
-                weights stayed as they were, "no_signal": true
+                trainings of the round, kl_base and kl_previous of the policy they made, "diverged":
+                why the first that was refused was (else null), and, where there was nothing to
+                train on, "no_signal": true
 pairs           {"pairs", "prompts", "margin_mean", "chosen_length", "rejected_length"} of what was
                 compared: pairs made, prompts they are of, mean gap in reward, mean tokens
 agreement       of the judge with gold where both scored the same samples (step `judge-audit`), else
@@ -43,7 +44,7 @@ gate            {"policy", "decision", "best", "p_value", "delta"}
 controls        {kind: {"count", "failed", "reward_mean", "fails"}} of the planted controls: those
                 that could be compared, those that failed, whether more failed than may; or null
 prompts, reward_stderr, reward_best, reward_best_stderr, reward_top, reward_length, similarity,
-overlap, anchors  what alarms look at: see `selfkd.signals`
+overlap, swap, anchors  what alarms look at, and what tells of the judge: see `selfkd.signals`
 extra           {label: {"samples", "scored", "kept", "reward_mean"}} of further sampling in the
                 round, such as STaR's rationalisation
 """
@@ -78,7 +79,7 @@ from selfkd.rundir import (
     round_steps,
     run_facts,
 )
-from selfkd.signals import anchor_figures, overlap, reward_signals, similarity
+from selfkd.signals import anchor_figures, overlap, reward_signals, similarity, swap_figures
 
 __all__ = ["Alarm", "alarms", "curves_document", "recorded_rows", "round_rows", "run_alarms"]
 
@@ -190,6 +191,7 @@ def _figures(number: int, steps: Sequence[StepRecord]) -> Row:
         **reward_signals(of_verb(main, "generate"), of_verb(main, "judge")),
         "similarity": similarity(of_verb(main, "generate")),
         "overlap": overlap(own, heldout),
+        "swap": swap_figures(of_verb(main, "judge")),
         "anchors": anchor_figures(again),
         **_keep_figures(of_verb(own, "keep")),
         **_heldout_figures(of_verb(heldout, "judge")),
@@ -341,12 +343,13 @@ def _train_figures(steps: Sequence[StepRecord]) -> Row | None:
         "loss_first": losses[0]["loss_first"] if losses else None,
         "loss_last": losses[-1]["loss_last"] if losses else None,
         "start": parts[0]["start"],
+        "diverged": next((part["diverged"] for part in parts if part["diverged"]), None),
         **{name: parts[-1][name] for name in _MADE},
     } | flags
 
 
 def _training(step: StepRecord) -> Row:
-    names = ("steps", "examples", "loss_first", "loss_last", "start", *_MADE)
+    names = ("steps", "examples", "loss_first", "loss_last", "start", "diverged", *_MADE)
     if step.finished:
         flags = {k: v for k, v in step.summary.items() if v is True}
         return {name: step.summary.get(name) for name in names} | flags
@@ -358,7 +361,7 @@ def _training(step: StepRecord) -> Row:
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,
         "start": step.args().get("start_name"),
-        **dict.fromkeys(_MADE),
+        **dict.fromkeys(("diverged", *_MADE)),
     }
 
 

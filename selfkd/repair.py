@@ -202,7 +202,7 @@ def _mismatch(path: Path, sha256: str) -> str:
 
 def _unreadable(path: Path) -> str:
     try:
-        pq.read_table(path)
+        pq.read_table(path, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:
         return f"not readable ({str(error).partition(chr(10))[0]})"
     return ""

@@ -70,13 +70,16 @@ class Round(Steps):
         policy: str | None = None,
         view: View = plain,
         label: str = "",
+        parents: Scored | Samples | None = None,
     ) -> Samples:
         """Complete each prompt `n` times under `view`; returns a lazy handle.
 
         `sampling` defaults to the config's, `policy` to the round's own. Prompts too long for the
-        engine are dropped and counted, never sent.
+        engine are dropped and listed, never sent. Where these are second tries, `parents` are the
+        first: each sample names those of its prompt.
         """
-        whole = isinstance(prompts, PromptSource) and not (self._behind or policy or label)
+        special = self._behind or policy or label or parents
+        whole = isinstance(prompts, PromptSource) and not special
         if whole and (begun := self.run.begun(self, Asked(n, sampling, view.name, view))):
             return begun
         version = self.run.policies.get(policy or self.policy)
@@ -97,7 +100,7 @@ class Round(Steps):
             step,
             prompts,
             n,
-            lambda: sample_shards(self, step, prompts, tokens, n, sampling, version, view),
+            lambda: sample_shards(self, step, prompts, tokens, n, sampling, version, view, parents),
             version.name,
         )
         self.run.owed.append(samples)
@@ -249,8 +252,8 @@ class Round(Steps):
     ) -> Iterator[Segment]:
         """Cut the round's training where the sampler gets fresh weights; None: nowhere.
 
-        Each segment brings prompts for about `steps_per_sync` optimiser steps at `n` samples each,
-        and the policy to sample with. The loop's body generates under `segment.policy` and
+        Each segment brings the policy to sample with, and prompts for at most `steps_per_sync`
+        optimiser steps at `n` samples each. The loop's body generates under `segment.policy` and
         `segment.label`, and ends with `train(..., segment=segment)`.
         """
         drawn = prompts.train(self.number) if isinstance(prompts, PromptSource) else list(prompts)

@@ -49,6 +49,17 @@ def _pass(row: Fields, base: float | None) -> str:
     return f"{found[_largest_k(row)]:.3f}" if found else "-"
 
 
+def diverged(row: Fields) -> str:
+    """Why the round's training was refused; empty where none was."""
+    return (row.get("train") or {}).get("diverged") or ""
+
+
+def _kept(row: Fields, base: float | None) -> str:
+    """Samples kept, with a mark where they taught nothing."""
+    kept = _number("kept", "d")(row, base)
+    return f"{kept}!" if diverged(row) else kept
+
+
 def _time(row: Fields, base: float | None) -> str:
     spent = [s for s in row["seconds"].values() if s is not None]
     return clock_text(sum(spent)) if spent else "-"
@@ -60,7 +71,7 @@ COLUMNS = (
     Column("samples", "samples", 7, 9, _number("samples", "d")),
     Column("reward", "reward", 6, 1, _number("reward_mean", ".3f")),
     Column("bar", "", 10, 10, _number("reward_mean", ".3f")),
-    Column("kept", "kept", 5, 3, _number("kept", "d")),
+    Column("kept", "kept", 5, 3, _kept),
     Column("heldout", "held-out", 12, 2, _heldout),
     Column("pass", "pass@k", 7, 5, _pass),
     Column("length", "length", 6, 6, _number("length_mean", ".1f")),

@@ -37,7 +37,7 @@ from selfkd.stopping import EndOfRun, SampledOnce
 from selfkd.tables import Anchors, Samples, Scored
 from selfkd.trainers import Trainers
 from selfkd.training.base import TrainJob, TrainReport
-from selfkd.verdictcache import VerdictCache
+from selfkd.verdictcache import VerdictCache, cache_file
 
 
 class Run:
@@ -100,7 +100,7 @@ class Run:
         For loops that are to learn without labels.
         """
         name = self.judge.name
-        if self.judge.gold:
+        if self.judge.sees_answers:
             raise UsageError(
                 f"{self.config.loop} learns without labels, and judge {name!r} compares with them",
                 where="judge",
@@ -176,12 +176,14 @@ class Run:
         judge: JudgeSpec,
         batches: Iterator[list[Sample]],
         calls: EngineCalls | None = None,
+        again: str = "",
     ) -> Iterator[list[Verdict]]:
-        """Verdicts of each batch in order; judging runs in worker processes of its own."""
+        """Verdicts of each batch in order, from processes of their own. `again` names an occasion
+        on which samples are judged whatever is known of them."""
         identity, settings = judge.identity(), self.config.judging
         asked = calls.policy.fingerprint if calls else ""
-        keep = judge.cacheable and settings.cache
-        cache = VerdictCache(f"{identity} {asked}", compares=judge.compares) if keep else None
+        kept = cache_file() if settings.cache and not again else None
+        cache = VerdictCache.of(judge, asked) if kept and judge.cacheable else None
         if identity not in self._judges:
             self._judges[identity] = JudgePool(
                 judge,
@@ -192,7 +194,7 @@ class Run:
                 folder=self.ledger.path / "judging",
                 place=Place(cpus=self.config.cluster.judge_cpus),
             )
-        yield from self._judges[identity].judge_batches(batches, calls, cache)
+        yield from self._judges[identity].judge_batches(batches, calls, cache, kept, again)
         if cache:
             self._tell_of(cache, judge.name)
 
@@ -301,13 +303,17 @@ class Run:
     @property
     def standing(self) -> str:
         """The policy that the run stands by: the best on held-out, or else the newest."""
-        return self.best if self._heldout_rewards else self.newest
+        return self.best if self._measured else self.newest
+
+    @property
+    def _measured(self) -> bool:
+        """Whether any held-out answer got a reward, so that there is a best policy."""
+        return any(self._heldout_rewards.values())
 
     def finish(self) -> None:
-        """Close the round that the loop ended in, and the one after it where its policy was
-        already measured."""
-        recorded = (int(p.name) for p in (self.ledger.path / "rounds").iterdir())
-        for number in sorted({self._round, *recorded}):
+        """Close the round that the loop ended in, where it has recorded anything, and the one after
+        it where its policy was already measured."""
+        for number in sorted(int(p.name) for p in (self.ledger.path / "rounds").iterdir()):
             if number >= self._round:
                 self._end_round(number)
 
@@ -343,7 +349,7 @@ class Run:
     def _tell(self, marker: Step, told: list[Alarm]) -> None:
         """Record that a round is complete, its alarms, and the policy they send the run back to."""
         back = [a.name for a in told if a.name in self.config.alarms.rollback]
-        best = self.best if back and self._heldout_rewards else None
+        best = self.best if back and self._measured else None
         marker.finish({"alarms": [alarm.name for alarm in told], "back_to": best})
         self.emit("round_finished", round=marker.round)
         for alarm in told:
@@ -372,6 +378,7 @@ class Run:
     def _prune(self) -> None:
         """Let go of weights that the config does not keep and nothing here needs."""
         needed = {self.best, self.newest, self.current}
+        needed |= self._overlap.samplers() if self._overlap else set()
         for name in prune(self.ledger, self.config.keep_policies, needed):
             self.policies.forget(name)
             self.reporter.event("policy_pruned", policy=name)

@@ -3,7 +3,9 @@
 The trainer is the real one, in this process; the sampler is scripted.
 """
 
+import io
 import json
+import re
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +14,15 @@ from typing import Any
 import pytest
 
 from selfkd.errors import Diverged, InfrastructureError
-from selfkd.metrics import round_rows
+from selfkd.liveview import RichReporter
+from selfkd.metrics import curves_document, round_rows
+from selfkd.progress import PlainReporter
 from selfkd.repair import check_run
+from selfkd.rundir import read_lines
 from selfkd.training.base import TrainJob, TrainReport
 from selfkd.training.trainer import LocalTrainer
-from tests.fakes import ScriptedRun, play_script, resumed, scripted_run
+from tests.fakes import ScriptedRun, Silent, play_script, resumed, scripted_run
+from tests.test_progress import ANSI, Terminal
 from tests.testbed.addition import write_prompts
 from tests.testbed.charmodel import train_base
 
@@ -41,7 +47,7 @@ def right(policy: str, text: str, k: int) -> str:
 def open_run(folder: Path, **settings: Any) -> ScriptedRun:
     folder.mkdir(exist_ok=True)
     if not (folder / "model").exists():
-        train_base(folder / "model", lambda: [("1+2=", "3")], steps=1, seed=0)
+        train_base(folder / "model", lambda: [("1+2=", "3")] * 2, steps=1, seed=0)
     prompts = write_prompts(folder / "train.jsonl", [(1, 2), (12, 34)])
     train = {"learning_rate": 1e30, "batch_size": 2, "epochs": 3, "dtype": "float32"}
     return scripted_run(
@@ -70,6 +76,31 @@ def test_or_the_run_goes_on_with_the_policy_it_had(tmp_path):
         assert summary["policy"] == "base" and "learning_rate" in summary["diverged"]
     assert [r["policy"] for r in round_rows(run.ledger.path)] == ["base"] * 3
     assert [p for p in check_run(run.ledger.path) if not p.harmless] == []
+
+
+def test_and_says_why_on_the_screen_and_in_its_records(tmp_path, monkeypatch):
+    run = open_run(tmp_path, on_bad_training="continue", rounds=1)
+    play_script(run)
+    first, last = curves_document(run.ledger.path)["rounds"]
+    why = first["train"]["diverged"]
+    assert "at step" in why and "learning_rate" in why and last["train"] is None
+    said = f"the training of round 0 diverged, base stays: {why}"
+    events = read_lines(run.ledger.path / "events.jsonl")
+    told = [(e["level"], e["text"]) for e in events if e["event"] == "message"]
+    assert told == [("warning", said)]
+
+    monkeypatch.setenv("COLUMNS", "120")
+    plain, live = io.StringIO(), Terminal()
+    with PlainReporter(plain) as lines, RichReporter(live) as screen:
+        assert isinstance(run.reporter, Silent)
+        for name, fields in run.reporter.events:
+            lines.event(name, **fields)
+            screen.event(name, **fields)
+    assert f"warning: {said}" in plain.getvalue()
+    assert "train: diverged, base stays" in plain.getvalue()
+    table = ANSI.sub("", live.getvalue()).split("held-out")[-1]
+    assert re.search(r"^ *0 +base .* 2! ", table, re.MULTILINE)
+    assert "round 0: the training diverged (!)" in table
 
 
 def test_a_disk_that_does_not_take_the_policy_is_told_and_a_resume_trains_again(tmp_path):

@@ -13,6 +13,7 @@ from selfkd.alarms import alarms
 from selfkd.errors import DataError
 from selfkd.metrics import curves_document, round_rows
 from selfkd.repair import check_run
+from selfkd.rundir import read_lines
 from tests.fakes import play_script, resumed, scripted_run
 from tests.testbed.addition import write_prompts
 
@@ -43,6 +44,26 @@ def test_a_model_that_says_nothing_or_never_ends_teaches_nothing(
     play_script(run)
     assert run.jobs == [] and {policy for policy, _ in run.asked} == {"base"}
     assert alarm in {a.name for a in alarms(round_rows(run.ledger.path))}
+
+
+def test_prompts_too_long_are_listed_by_id_and_named_where_no_other_is_left(tmp_path):
+    prompts = write_prompts(tmp_path / "sums.jsonl", [(10**60, 1), (10**70, 2)])
+    run = scripted_run(tmp_path, prompts, right, rounds=1, samples_per_prompt=2)
+    reason = r"kept no sample \(2 prompts too long, see 01-prompts/dropped\.jsonl\)"
+    with pytest.raises(DataError, match=rf"{reason}.*raise engine\.max_model_len") as caught:
+        play_script(run)
+    assert run.asked == [] and "--dropped" not in caught.value.remedy
+    rows = read_lines(run.ledger.round_dir(0) / "01-prompts" / "dropped.jsonl")
+    assert [row["prompt_id"] for row in rows] == [p.id for p in run.prompts.train(0)]
+    assert all(row["reason"] == "too_long" and row["tokens"] > row["limit"] == 56 for row in rows)
+
+
+def test_prompts_too_long_are_told_beside_samples_that_were_dropped(tmp_path):
+    prompts = write_prompts(tmp_path / "sums.jsonl", [(10**60, 1), (1, 2)])
+    run = scripted_run(tmp_path, prompts, lambda *a: "9", rounds=1, samples_per_prompt=2)
+    reason = r"\(2 incorrect, 1 prompts too long, see 01-prompts/dropped\.jsonl\).*--dropped"
+    with pytest.raises(DataError, match=reason):
+        play_script(run)
 
 
 def test_the_same_answer_again_is_learnt_once(tmp_path, sums):

@@ -1,12 +1,15 @@
 """How a run deals with samples that get no reward: what stops it, and what is asked again."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from selfkd.errors import DataError
 from selfkd.metrics import alarms, round_rows
+from selfkd.repair import check_run
 from tests.fakes import ScriptedRun, play_script, resumed, scripted_run
 from tests.testbed.addition import write_prompts
 
@@ -31,6 +34,9 @@ def reader(sample):
 
 def same(sample):
     return 3.0
+
+def silent(sample):
+    return None
 '''
 
 
@@ -64,6 +70,40 @@ def test_a_judge_that_breaks_stops_the_run_and_is_asked_again_for_what_it_failed
     row = round_rows(run.ledger.path)[0]
     assert (row["scored"], row["unscored"], row["scored_share"]) == (20, 0, 1)
     assert row["kept"] == 10
+
+
+def test_the_verdicts_of_a_judge_that_broke_stay_beside_the_new_ones(tmp_path: Path) -> None:
+    (tmp_path / "down").touch()
+    run = begun(tmp_path, "served")
+    with pytest.raises(DataError, match="failed on 10"):
+        play_script(run)
+    (shard,) = run.ledger.round_dir(0).glob("*-judge/*.parquet")
+    first = shard.read_bytes()
+    (tmp_path / "down").unlink()
+    play_script(resumed(run, answer))
+    (former,) = shard.parent.glob("*.parquet.*")
+    assert former.name == "00000.parquet.1" and former.read_bytes() == first
+    assert pq.read_table(former).column("status").to_pylist().count("error") == 10
+    # Nobody takes them for verdicts that count.
+    assert list(shard.parent.glob("*.parquet")) == [shard]
+    assert set(pq.read_table(shard).column("status").to_pylist()) == {"ok"}
+    recorded = json.loads((shard.parent / "manifest.json").read_text())["shards"]
+    assert [entry["file"] for entry in recorded] == [shard.name]
+    assert round_rows(run.ledger.path)[0]["scored"] == 20 and check_run(run.ledger.path) == []
+
+
+def test_a_run_stands_by_its_newest_policy_where_no_held_out_answer_got_a_reward(
+    tmp_path: Path,
+) -> None:
+    source = {"source": str(tmp_path / "sums.jsonl"), "fresh": False, "heldout": 4}
+    judging = {"max_unscored": 1.0}
+    run = begun(
+        tmp_path, "served", gold_judge=f"{tmp_path / 'mine.py'}:silent", prompts=source,
+        judging=judging,
+    )  # fmt: skip
+    play_script(run)
+    assert round_rows(run.ledger.path)[1]["heldout_scored"] == 0
+    assert run.standing == "round-1"
 
 
 def test_too_few_rewards_stop_the_run_before_it_learns(tmp_path: Path) -> None:

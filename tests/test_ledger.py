@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from selfkd.errors import DataError, InfrastructureError, UsageError
@@ -67,6 +69,28 @@ def test_an_unfinished_step_continues_at_the_first_missing_shard(tmp_path):
     assert [s["rows"] for s in again.manifest["shards"]] == [1, 1]  # type: ignore[index]
 
 
+def test_what_a_shard_held_before_stays_beside_it_once(tmp_path, monkeypatch):
+    step = Ledger(tmp_path).step(0, "judge", "", {})
+    for values in ([1], [1], [2]):
+        step.write(0, table(*values))
+    with monkeypatch.context() as patch:  # killed after the former was put aside
+        patch.setattr("selfkd.ledger.write_atomically", only_aside)
+        with pytest.raises(KeyboardInterrupt):
+            step.write(0, table(3))
+    again = Ledger(tmp_path).step(0, "judge", "", {})
+    again.write(0, table(4))
+    again.finish({})
+    held = {p.name: pq.read_table(p).column("x").to_pylist() for p in step.path.glob("0*")}
+    assert held == {"00000.parquet": [4], "00000.parquet.1": [1], "00000.parquet.2": [2]}
+    assert [s["rows"] for s in again.manifest["shards"]] == [1]  # type: ignore[index]
+
+
+def only_aside(path: Path, data: bytes) -> None:
+    if path.suffix == ".parquet":
+        raise KeyboardInterrupt
+    path.write_bytes(data)
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
 def test_damage_is_named_and_never_used(tmp_path, damage):
     path = finished_step(tmp_path, {}).shard_path(1)
@@ -78,6 +102,26 @@ def test_damage_is_named_and_never_used(tmp_path, damage):
         path.write_bytes(data if damage == "flip" else data[:-9])
     with pytest.raises(DataError, match=r"00001\.parquet.*doctor"):
         Ledger(tmp_path).step(0, "generate", "", {})
+
+
+def test_no_changed_byte_of_a_page_passes_for_data_before_a_step_is_done(tmp_path):
+    values = np.random.default_rng(0).integers(2**40, size=40).tolist()
+    step = Ledger(tmp_path).step(0, "generate", "", {})
+    step.write(0, table(*values))
+    whole = step.shard_path(0).read_bytes()
+    pages = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")  # the footer lies behind them
+    refused = 0
+    for place in range(pages):
+        changed = bytearray(whole)
+        changed[place] ^= 4
+        step.shard_path(0).write_bytes(changed)
+        try:
+            found = Ledger(tmp_path).step(0, "generate", "", {}).read(0)
+        except DataError:
+            refused += 1
+        else:  # what changed is not data: padding, statistics
+            assert found.column("x").to_pylist() == values, place
+    assert refused > 40 * 8
 
 
 def test_leftovers_of_a_crash_are_removed(tmp_path):

@@ -1,11 +1,14 @@
 """Each loop builds the data its paper says, on worked examples with a scripted policy."""
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from selfkd.errors import DataError, UsageError
 from selfkd.metrics import alarms, round_rows
@@ -78,6 +81,28 @@ def test_rest_em_shots_are_sampled_under_but_not_trained_on(tmp_path, sums):
     assert examples(run, 0) == [("1+2=", "3"), ("12+34=", "46"), ("5+5=", "10")]
 
 
+def test_rest_em_with_the_papers_settings_for_math(tmp_path, sums):
+    """32 samples a problem at T 0.7 and top-k 40, at most 10 of them kept, base restart, 3 rounds:
+    what is easy gives ten examples and not 32, what is hard all it has."""
+
+    def answer(policy: str, text: str, k: int) -> str:
+        right = {"1+2=": 32, "12+34=": 3, "5+5=": 0}[text]
+        return f"{k};{eval(text[:-1])}" if k < right else f"{k};0"
+
+    run = scripted_run(
+        tmp_path, sums, answer, rounds=3, samples_per_prompt=32, max_kept_per_prompt=10,
+        sampling={"temperature": 0.7, "top_k": 40, "max_tokens": 40},
+    )  # fmt: skip
+    play_script(run)
+    for round in range(3):
+        learnt = examples(run, round)
+        assert Counter(prompt for prompt, _ in learnt) == {"1+2=": 10, "12+34=": 3}
+        assert len(set(learnt)) == 13
+    assert {(s.temperature, s.top_k) for s in run.scripted.samplings} == {(0.7, 40)}
+    assert [Path(j.start_path).name for j in run.jobs] == ["model"] * 3
+    assert round_rows(run.ledger.path)[0]["dropped"] == {"over 10 a prompt": 22, "incorrect": 61}
+
+
 def test_star_rationalises_failures_and_removes_the_hint(tmp_path, sums):
     def answer(policy: str, text: str, k: int) -> str:
         if text.endswith("]"):  # hinted: it manages 12+34 now, and 5+5 still not
@@ -98,6 +123,25 @@ def test_star_rationalises_failures_and_removes_the_hint(tmp_path, sums):
     assert row["extra"]["rationalise"]["kept"] == 1
 
 
+def test_star_second_tries_name_the_first(tmp_path, sums):
+    def answer(policy: str, text: str, k: int) -> str:
+        return str(eval(text.split("=")[0])) if text.endswith("]") or text == "1+2=" else "0"
+
+    run = scripted_run(tmp_path, sums, answer, loop="star", rounds=1, hint="[{answer}]")
+    play_script(run)
+    (first,) = run.ledger.round_dir(0).glob("??-generate")
+    (second,) = run.ledger.round_dir(0).glob("??-generate-rationalise")
+    tries = {r["prompt_id"]: r for r in pq.read_table(first / "00000.parquet").to_pylist()}
+    hinted = pq.read_table(second / "00000.parquet").to_pylist()
+    assert [r["parents"] for r in hinted] == [[tries[r["prompt_id"]]["id"]] for r in hinted]
+    assert len(hinted) == 2 and all(r["parents"] == [] for r in tries.values())
+    # They are told by the prompts: runs that were recorded without them go on as they are.
+    assert "parents" not in json.loads((second / "step.json").read_text())["args"]
+    again = resumed(run, lambda *a: "unasked")
+    play_script(again)
+    assert again.asked == []
+
+
 def test_star_without_rationalisation_never_hints(tmp_path, sums):
     run = scripted_run(
         tmp_path, sums, lambda policy, text, k: "3", loop="star", rounds=1, rationalise=False
@@ -107,12 +151,42 @@ def test_star_without_rationalisation_never_hints(tmp_path, sums):
     assert len(run.asked) == 6
 
 
-def test_star_arithmetic_schedule():
-    from selfkd.loops.star import StarOptions
+def test_star_trains_as_many_steps_as_the_papers_arithmetic_runs():
+    """300, and 20 more each round, by the options that the docstring names for it."""
+    from selfkd.loops import star
 
-    paper = StarOptions.model_validate({"first_steps": 300, "growth": 1.0, "added_steps": 20})
-    assert [paper.steps(i) for i in range(3)] == [300, 320, 340]
-    assert [StarOptions.model_validate({}).steps(i) for i in range(4)] == [40, 48, 57, 69]
+    (said,) = re.findall(r"`({first_steps: .*?})`", star.__doc__ or "")
+    arithmetic = star.StarOptions.model_validate(yaml.safe_load(said))
+    assert [arithmetic.steps(i) for i in range(16)] == [300 + 20 * i for i in range(16)]
+
+
+def test_star_with_the_papers_settings_for_questions(tmp_path):
+    """Of 100 problems 70 come right at once and 17 more under the hint, the paper's shares without
+    and with rationalisation: 87 examples, one a problem, in 40 steps that grow by a fifth."""
+    problems = [(i, 7) for i in range(100)]
+    prompts = write_prompts(tmp_path / "sums.jsonl", problems)
+    texts = {f"{a}+{b}=": (i, a + b) for i, (a, b) in enumerate(problems)}
+
+    def answer(policy: str, text: str, k: int) -> str:
+        question, hint, _ = text.partition("[")
+        number, total = texts[question]
+        return f"{number};{total}" if number < (87 if hint else 70) else "0"
+
+    run = scripted_run(
+        tmp_path, prompts, answer, loop="star", rounds=5, hint="[{answer}]",
+        sampling={"temperature": 0.0, "max_tokens": 40},
+    )  # fmt: skip
+    play_script(run)
+    assert [j.max_steps for j in run.jobs] == [40, 48, 57, 69, 82]
+    assert {Path(j.start_path).name for j in run.jobs} == {"model"}
+    assert {s.temperature for s in run.scripted.samplings} == {0.0}
+    rows = round_rows(run.ledger.path)
+    for round in range(5):
+        learnt = [(q, f"{i};{total}") for q, (i, total) in texts.items() if i < 87]
+        assert examples(run, round) == sorted(learnt)
+        assert rows[round]["reward_mean"] == pytest.approx(0.7)
+        hinted = rows[round]["extra"]["rationalise"]
+        assert (hinted["samples"], hinted["kept"]) == (30, 17)
 
 
 def test_rest_improves_several_times_on_one_grow_with_rising_thresholds(tmp_path):
@@ -136,16 +210,57 @@ def test_rest_improves_several_times_on_one_grow_with_rising_thresholds(tmp_path
     assert [j.options.learning_rate for j in run.jobs] == pytest.approx([1e-4, 5e-5, 2.5e-5, 1e-4])
 
 
-def test_rest_first_threshold_is_at_least_the_mean_reward(tmp_path):
+def rules_of(run: ScriptedRun) -> list[str]:
+    """The recorded rule of every keep step, in order."""
+    steps = sorted(run.ledger.path.glob("rounds/*/*-keep/step.json"))
+    return [json.loads(step.read_text())["args"]["rule"] for step in steps]
+
+
+def test_rest_thresholds_are_at_least_the_mean_reward_and_never_fall(tmp_path):
     prompts = write_prompts(tmp_path / "sums.jsonl", [(100, 23)])
     texts = ["123", "124", "134", "999"]
     run = scripted_run(
         tmp_path, prompts, lambda policy, text, k: texts[k],
-        loop="rest", rounds=1, samples_per_prompt=4, thresholds=[0.0],
+        loop="rest", rounds=3, samples_per_prompt=4, thresholds=[0.0, 0.2, 0.9],
         judge=f"{JUDGES}:digit_share",
     )  # fmt: skip
     play_script(run)
-    assert [c for _, c in examples(run, 0)] == ["123", "124"]  # the mean is 0.5
+    assert rules_of(run) == [f"finished | above({t})" for t in (0.5, 0.5, 0.9)]  # the mean is 0.5
+    assert [[c for _, c in examples(run, r)] for r in range(3)] == [["123", "124"]] * 2 + [["123"]]
+
+
+def test_rest_with_the_papers_thresholds(tmp_path):
+    """0, .7, .8, .9, .95, .99 on rewards of 0 to 1, twice over: six Improves of one Grow, each from
+    the policy before and more slowly, on ever fewer of the same samples; the first over the mean.
+    """
+    (tmp_path / "percent.py").write_text(
+        "def percent(sample):\n    return int(sample.completion) / 100\n"
+    )
+    prompts = write_prompts(tmp_path / "sums.jsonl", [(1, 2)])
+    grown = {
+        "base": [20, 40, 72, 78, 85, 92, 97, 100],
+        "round-6": [72, 85, 92, 92, 97, 98, 99, 100],
+    }
+    paper = [0.0, 0.7, 0.8, 0.9, 0.95, 0.99]
+    run = scripted_run(
+        tmp_path, prompts, lambda policy, text, k: str(grown.get(policy, [0] * 8)[k]),
+        loop="rest", rounds=12, samples_per_prompt=8, thresholds=paper,
+        judge=f"{tmp_path}/percent.py:percent", train={"learning_rate": 1e-4},
+    )  # fmt: skip
+    play_script(run)
+    means = (0.73, 0.91875)
+    thresholds = [float(re.findall(r"above\((.*)\)", rule)[0]) for rule in rules_of(run)]
+    assert thresholds == pytest.approx([max(t, mean) for mean in means for t in paper])
+    learnt = [[int(c) for _, c in examples(run, r)] for r in range(12)]
+    for r, threshold in enumerate(thresholds):
+        source = grown["base" if r < 6 else "round-6"]
+        assert sorted(learnt[r]) == [v for v in source if v / 100 > threshold]
+    assert list(map(len, learnt)) == [5, 5, 4, 3, 2, 1, 6, 6, 6, 6, 4, 1]
+    starts = [Path(j.start_path).name for j in run.jobs]
+    assert starts == ["model", *(f"round-{r:03d}" for r in range(1, 12))]
+    rates = [j.options.learning_rate for j in run.jobs]
+    assert rates == pytest.approx([1e-4 / 2**step for step in range(6)] * 2)
+    assert [policy for policy, _ in run.asked][::8] == ["base", "round-6", "round-12"]
 
 
 def test_rest_refuses_thresholds_that_do_not_rise(tmp_path, sums):

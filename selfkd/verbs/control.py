@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from selfkd.controls import CONTROL, blind, check, failing, plant
 from selfkd.enginecalls import EngineCalls
 from selfkd.errors import DataError
+from selfkd.judgeprompts import forged_verdict
 from selfkd.judging import JudgeSpec
 from selfkd.ledger import Step
 from selfkd.policies import Policy
@@ -79,7 +80,8 @@ def judge_controls(
     options = round.run.config.controls
     if not planted.finished:
         rewards = {id: v.reward for id, v in scored.verdicts.items()}
-        _record(round, prompts, planted, plant(scored.samples.rows, rewards, options))
+        forged = forged_verdict(judge, options.score)
+        _record(round, prompts, planted, plant(scored.samples.rows, rewards, options, forged))
     if not judged.finished:
         known = list({p.id: p for p in scored.samples.prompts}.values())
         controls = Samples(planted, known, 1, lambda: iter(()), CONTROL).rows

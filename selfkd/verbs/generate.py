@@ -1,7 +1,7 @@
 """Samples the shards of a `generate` step that are still missing."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -12,6 +12,7 @@ from selfkd.records import SAMPLES, Prompt, Sample
 from selfkd.rundir import counts, token_counts
 from selfkd.sampling.actor import Shard
 from selfkd.sampling.base import Completion, Request, Sampling
+from selfkd.tables import Samples, Scored, samples_of
 from selfkd.views import View
 
 if TYPE_CHECKING:
@@ -27,10 +28,12 @@ def sample_shards(
     sampling: Sampling,
     policy: Policy,
     view: View,
+    parents: Scored | Samples | None = None,
 ) -> Iterator[tuple[int, pa.Table]]:
     """Yield each missing shard once it is recorded, in the order they get full.
 
-    `tokens` are those of the prompts under the view.
+    `tokens` are those of the prompts under the view. A sample's parents are those of `parents` that
+    answer the same prompt.
     """
     step.started = time.monotonic()
     plan = shard_plan(len(prompts), n)
@@ -38,11 +41,12 @@ def sample_shards(
     requests = [(i, _requests(prompts, tokens, plan[i], n)) for i in missing]
     before = len(prompts) - sum(len(plan[i]) for i in missing)
     assert policy.path  # raises where the weights were let go
+    tries = _by_prompt(parents) if parents else {}
     sampling_seconds = 0.0
     stream = round.run.sampler.generate(policy.name, policy.path, policy.canary, requests, sampling)
     for item in stream:
         if isinstance(item, Shard):
-            table = _samples(round, step, item.completions, policy.name, view.name)
+            table = _samples(round, step, item.completions, policy.name, view.name, tries)
             step.write(item.index, table)
             yield item.index, table
         else:
@@ -95,11 +99,31 @@ def _requests(
     return tuple(Request(prompts[i].id, tuple(ids), n) for i, ids in zip(part, own, strict=True))
 
 
-def _samples(round: "Round", step: Step, completions: pa.Table, policy: str, view: str) -> pa.Table:
-    """Completions as rows of `SAMPLES`."""
+def _by_prompt(part: Scored | Samples) -> dict[str, list[str]]:
+    """Prompt id -> ids of its samples; waits for all of them."""
+    part.wait()
+    step = samples_of(part).step
+    found: dict[str, list[str]] = {}
+    for table in (step.read(index, ["id", "prompt_id"]) for index in step.shards()):
+        columns = (table.column(name).to_pylist() for name in ("id", "prompt_id"))
+        for id, prompt in zip(*columns, strict=True):
+            found.setdefault(prompt, []).append(id)
+    return found
+
+
+def _samples(
+    round: "Round",
+    step: Step,
+    completions: pa.Table,
+    policy: str,
+    view: str,
+    parents: Mapping[str, Sequence[str]],
+) -> pa.Table:
+    """Completions as rows of `SAMPLES`; `parents` of each are found by its prompt."""
     prompts, index = completions.column("request"), completions.column("index")
     count = completions.num_rows
-    pairs = zip(prompts.to_pylist(), index.to_pylist(), strict=True)
+    asked = prompts.to_pylist()
+    pairs = zip(asked, index.to_pylist(), strict=True)
     ids = [sample_id(round, step, prompt, k) for prompt, k in pairs]
     columns = {
         "id": pa.array(ids, type=pa.string()),
@@ -107,7 +131,7 @@ def _samples(round: "Round", step: Step, completions: pa.Table, policy: str, vie
         "policy": pa.repeat(policy, count),
         "view": pa.repeat(view, count),
         "round": pa.repeat(pa.scalar(round.number, pa.int32()), count),
-        "parents": pa.repeat(pa.scalar([], pa.list_(pa.string())), count),
+        "parents": pa.array([parents.get(p, ()) for p in asked], type=pa.list_(pa.string())),
     }
     names = [f.name for f in SAMPLES]
     found = [columns[n] if n in columns else completions.column(n) for n in names]

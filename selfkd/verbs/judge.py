@@ -24,6 +24,7 @@ from selfkd.records import (
     rows_table,
     samples_table,
 )
+from selfkd.rundir import ANCHORS
 from selfkd.tables import Judgements, Samples
 from selfkd.verbs.generate import drawn_sample, samples_summary
 
@@ -42,8 +43,9 @@ def judge_shards(
     """Record the verdicts of every missing shard; the step's seconds leave sampling out.
 
     `calls` answers a judge that asks the sampler, and `told` is where its judgements go. In a step
-    that is not finished, samples that the judge failed on before are judged again. DataError as
-    soon as the failures, or the samples without a reward, are certain to be more than may be.
+    that is not finished, samples that the judge failed on before are judged again; the verdicts
+    that they had stay beside the new ones (`Step.write`). DataError as soon as the failures, or the
+    samples without a reward, are certain to be more than may be.
     """
     if calls and calls.policy.name != samples.policy:
         samples.wait()  # the engine holds one policy at a time
@@ -70,7 +72,9 @@ def judge_shards(
             waiting = time.monotonic()
         waited += time.monotonic() - waiting
 
-    for verdicts in round.run.judge_batches(judge, batches(), calls):
+    # Anchors show whether the judge still says the same: what it said before is no answer.
+    again = str(round.number) if step.label == ANCHORS else ""
+    for verdicts in round.run.judge_batches(judge, batches(), calls, again):
         index, batch, before = owed.popleft()
         if calls and told:
             _record(round, told, index, calls.policy.name, calls.told(s.id for s in batch))

@@ -14,10 +14,11 @@ from selfkd.objectives import Objective
 from selfkd.policies import PROBE, STATE, Policy
 from selfkd.probe import probe_texts
 from selfkd.records import EXAMPLES, Example, rows_table
-from selfkd.rundir import of_verb, round_steps
+from selfkd.rundir import APART, of_verb, round_steps
 from selfkd.segments import Segment
 from selfkd.tables import BLOCK
 from selfkd.training.base import Probe, Stretch, TrainJob, TrainOptions, TrainReport
+from selfkd.verbs.prompts import DROPPED
 
 if TYPE_CHECKING:
     from selfkd.round import Round
@@ -65,6 +66,8 @@ def train_policy(round: "Round", step: Step, objective: Objective, plan: Plan) -
             if run.config.on_bad_training == "stop":
                 raise
             kept = _what_stays(round, step, plan)
+            text = f"the training of round {round.number} diverged, {kept} stays: {error}"
+            run.emit("message", text=text, level="warning")
             round.finish(step, {"policy": kept, "diverged": str(error), **_NOTHING})
             return
         report = _report(result)
@@ -142,13 +145,17 @@ _NOTHING = {"steps": 0, "examples": 0}
 
 
 def _no_signal(round: "Round", step: Step, missing: str, plan: Plan) -> None:
-    if round.run.config.on_no_signal == "stop":
+    run = round.run
+    if run.config.on_no_signal == "stop":
+        dropped, long = _dropped(round), _too_long(round)
+        reasons = f" ({', '.join(dropped + long)})" if dropped or long else ""
+        remedy = f"see why with `selfkd show {run.ledger.path} --round {round.number} --dropped`"
+        if long and not dropped:
+            remedy = "shorten them, raise engine.max_model_len or lower sampling.max_tokens"
         raise DataError(
-            f"no signal: round {round.number} {missing}{_dropped(round)}, so there is nothing to "
-            "train on",
+            f"no signal: round {round.number} {missing}{reasons}, so there is nothing to train on",
             where=str(step.path.parent),
-            remedy=f"see why with `selfkd show {round.run.ledger.path} --round {round.number} "
-            "--dropped`, or set on_no_signal=continue",
+            remedy=f"{remedy}, or set on_no_signal=continue",
         )
     kept = _what_stays(round, step, plan)
     round.finish(step, {"policy": kept, "no_signal": True, **_NOTHING})
@@ -184,13 +191,19 @@ def _staleness(round: "Round", objective: Objective, plan: Plan, steps: int) -> 
     return {"writers": dict(writers), "staleness": known[oldest] if oldest else None}
 
 
-def _dropped(round: "Round") -> str:
+def _dropped(round: "Round") -> list[str]:
     """Why the round's samples were dropped, the commonest reason first."""
     counts: Counter[str] = Counter()
     for step in of_verb(round_steps(round.run.ledger.path, round.number), "keep"):
         counts.update(step.summary.get("dropped", {}))
-    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-    return f" ({reasons})" if reasons else ""
+    return [f"{count} {reason}" for reason, count in counts.most_common()]
+
+
+def _too_long(round: "Round") -> list[str]:
+    """How many of the round's prompts were never sampled, and where they are listed."""
+    asked = of_verb(round_steps(round.run.ledger.path, round.number), "prompts")
+    steps = [s for s in asked if s.label not in APART and s.summary.get("too_long")]
+    return [f"{s.summary['too_long']} prompts too long, see {s.path.name}/{DROPPED}" for s in steps]
 
 
 def _progress(round: "Round", step: Step, row: dict[str, Any]) -> None:
