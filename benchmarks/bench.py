@@ -66,24 +66,43 @@ def run_selfkd(model: Path, rounds: int, scratch: Path) -> Row:
 
 def own_shares(events: Path) -> list[float]:
     """Share of each round after the first that was spent neither in the sampler's engine, nor in a
-    judge, nor in the trainer's process."""
+    judge, nor in the trainer's steps. What works at the same time counts once."""
     shares = []
-    inside, began = 0.0, None
+    inside: list[tuple[float, float]] = []
+    began = None
     for line in events.read_text().splitlines():
         event = json.loads(line)
+        ended = datetime.fromisoformat(event["time"]).timestamp()
         if event["event"] == "step_finished":
-            summary = event["summary"]
-            names = {"generate": "sampling_seconds", "train": "seconds"}
-            if event["verb"] in names:
-                inside += summary.get(names[event["verb"]]) or 0.0
-            elif event["verb"] == "judge":
-                inside += event["seconds"]
+            took = _worked(event)
+            inside.append((ended - took, ended))
         if event["event"] == "round_finished":
-            ended = datetime.fromisoformat(event["time"])
             if began is not None:
-                shares.append(1 - inside / (ended - began).total_seconds())
-            inside, began = 0.0, ended
+                shares.append(1 - _covered(inside) / (ended - began))
+            inside, began = [], ended
     return shares
+
+
+def _worked(step: Row) -> float:
+    """Seconds of a step inside an engine, a judge or optimiser steps."""
+    summary = step["summary"]
+    match step["verb"]:
+        case "generate":
+            return summary.get("sampling_seconds") or 0.0
+        case "train":
+            return summary.get("step_seconds") or 0.0
+        case "judge":
+            return step["seconds"]
+    return 0.0
+
+
+def _covered(intervals: Sequence[tuple[float, float]]) -> float:
+    """Length of the union of intervals."""
+    total, until = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
 
 
 def _report(name: str, wall: float, seconds: dict[str, float], rows: Sequence[Row]) -> Row:
@@ -194,7 +213,7 @@ def targets(reports: Sequence[Row], rates: dict[str, float], driver: Sequence[Ro
             1.25,
             False,
         ),
-        ("resume, seconds to new work", resumed["to_first_work"], 5, False),
+        ("resume, seconds from Ray's start to new work", resumed["to_first_work"], 5, False),
     ]
     return [dict(zip(("name", "value", "wanted", "more"), row, strict=True)) for row in rows]
 
@@ -245,6 +264,8 @@ def main() -> None:
     script = str(ROOT / "benchmarks" / "driver.py")
     _, output = _timed([sys.executable, script, "--samples", args.driver, "--json"])
     driver = [json.loads(line) for line in output.splitlines()]
+    for report in driver[:-1]:
+        print(f"driver, {report['samples']:>9,} samples: {1e6 / rate(report):.1f} us a sample")
     rows = targets(reports, rates, driver)
     print(table(rows))
     if args.out:

@@ -2,8 +2,9 @@
 
 SmolLM2-135M learns from another SmolLM2-135M by jsd with beta 0.5. Both trainers get the same
 batches of the same tokens, with teacher and student forward passes, backward and the optimiser's
-step in the time; sampling is apart. Ours asks the teacher first, as a training does, and that is in
-the time too. The two take turns, so that what else the machine does falls on both alike, and the
+step in the time, and what trainers do around it: ours rounds the weights (selfkd/training/
+rounding.py); sampling is apart. Ours asks the teacher first, as a training does, and that is in the
+time too. The two take turns, so that what else the machine does falls on both alike, and the
 ratio is the median over the turns. Prints the target with pass or miss; exits 0 either way.
 """
 
@@ -29,6 +30,7 @@ from selfkd.records import Example
 from selfkd.training.base import TrainJob, TrainOptions
 from selfkd.training.gkd import make_trainer
 from selfkd.training.hidden import output_head
+from selfkd.training.rounding import RoundedSteps
 from selfkd.training.sft import IGNORED
 from selfkd.training.teachers import Fixed, answers
 
@@ -78,7 +80,10 @@ def job(folder: Path, path: Path, batch: list[Example]) -> TrainJob:
 
 def ours(path: Path, teacher: Any, batch: list[Example], folder: Path) -> Callable[[], float]:
     """A step of selfkd's; returns its loss."""
-    trainer = make_trainer(load(path), tokenizer(path), batch, job(folder, path, batch), "bfloat16")
+    made = job(folder, path, batch)
+    model = load(path)
+    trainer = make_trainer(model, tokenizer(path), batch, made, "bfloat16")
+    trainer.add_callback(RoundedSteps(model, made.rounding_seed))
     dataset: Any = trainer.train_dataset
     rows = list(dataset)
     inputs = trainer.data_collator(rows)
@@ -136,11 +141,15 @@ def started(trainer: Any, step: Callable[[], float]) -> Callable[[], float]:
 
 
 def advance(trainer: Any, inputs: dict[str, torch.Tensor]) -> float:
-    """One optimiser step."""
+    """One optimiser step, with the callbacks that `train()` makes around it."""
+    handler, given = trainer.callback_handler, (trainer.args, trainer.state, trainer.control)
+    handler.on_step_begin(*given)
     count = (inputs["labels"][:, 1:] != IGNORED).sum()
     loss = trainer.training_step(trainer.model_wrapped, dict(inputs), count)
     torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
+    handler.on_pre_optimizer_step(*given)
     trainer.optimizer.step()
+    handler.on_optimizer_step(*given)
     trainer.optimizer.zero_grad()
     return float(loss)
 

@@ -7,13 +7,15 @@ A share of the prompts is answered by the student (on-policy), the rest by the d
 teacher. On all of these tokens the student is drawn towards the teacher's distribution, by a
 divergence of choice: forward KL, reverse KL, or the generalised Jensen-Shannon divergence between
 them. f-Distill (Wen et al. 2023, arXiv:2307.15190) is `kind: tvd` or `jsd` with half the samples
-from the teacher, `forward_kl` with all of them from it.
+from the teacher, `forward_kl` with all of them from it, `reverse_kl` with none. There each side's
+samples count in its own term of the jsd alone, here in both; there the teacher's samples are made
+once, and the student is first trained on them, here neither.
 
 Departures: the paper tosses once a step whether its batch is on-policy; here each prompt of a step
 is, with that probability. `off_policy: stored` takes the earlier samples of the student for the
 other side, and tosses once a segment. The student samples anew every `steps_per_sync` optimiser
-steps, not every step, so what it learns from is less than that many steps old. The judge only
-measures.
+steps or sooner, not every step, so what it learns from within a round is less than that many steps
+old. The judge only measures.
 """
 
 from typing import Literal
@@ -43,7 +45,7 @@ class GKDOptions(LoopOptions):
     temperature: float = Field(1.0, gt=0)
     """Divides both models' logits in the loss."""
     steps_per_sync: int | None = Field(None, ge=1)
-    """Optimiser steps between two samplings; default: the round's."""
+    """Optimiser steps between two samplings, at most; default: the round's."""
     max_staleness: int | None = Field(None, ge=0)
     """Refuse samples that are more optimiser steps old."""
 

@@ -31,7 +31,7 @@ class MiniLLMOptions(LoopOptions):
     temperature: float = Field(1.0, gt=0)
     """Divides both models' logits in the loss."""
     steps_per_sync: int | None = Field(None, ge=1)
-    """Optimiser steps between two samplings; default: the round's."""
+    """Optimiser steps between two samplings, at most; default: the round's."""
 
 
 @loop("minillm", paper="arXiv:2306.08543")
@@ -43,8 +43,10 @@ def minillm(run: Run, options: MiniLLMOptions) -> None:
             tossed = round.rng.random(len(part.prompts)) < options.teacher_share
             shown = [p for p, theirs in zip(part.prompts, tossed, strict=True) if theirs]
             own = [p for p, theirs in zip(part.prompts, tossed, strict=True) if not theirs]
-            data = [round.generate(own, n=n, policy=part.policy, label=part.label)]
-            round.judge(data[0], run.judge)
+            data = []
+            if own:
+                data.append(round.generate(own, n=n, policy=part.policy, label=part.label))
+                round.judge(data[0], run.judge)
             if shown:
                 label = part.labelled("teacher")
                 data.append(round.generate(shown, n=n, policy=teacher, label=label))

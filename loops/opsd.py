@@ -12,7 +12,8 @@ does not know once it has seen the answer: `teacher_prompts` measures how much t
 Departures: `below` learns from failed attempts only. The paper trains an adapter and switches it
 off for the teacher; here a fixed teacher is asked before the first step and not kept, whether there
 is an adapter or not. Divergences of single tokens are not clipped (a later change of the reference
-code).
+code). The student's prompt has the chat template like the teacher's; in the runs whose numbers were
+released it had none.
 """
 
 from typing import Literal
@@ -27,9 +28,7 @@ class OPSDOptions(LoopOptions):
 
     samples_per_prompt: int = Field(1, ge=1)
     """Attempts at each prompt."""
-    context: str = (
-        "\n\nThe answer is known to be {answer}. Now solve the problem yourself, step by step."
-    )
+    context: str = "\n\nThe answer is {answer}."
     """What the teacher sees after the prompt: {answer} and other columns are filled in."""
     teacher: Literal["base", "previous", "live", "ema"] = "base"
     """Which state of the policy teaches."""
@@ -42,7 +41,7 @@ class OPSDOptions(LoopOptions):
     below: float | None = None
     """Learn from attempts with a reward under this only; default: from all."""
     steps_per_sync: int | None = Field(None, ge=1)
-    """Optimiser steps between two samplings; default: the round's."""
+    """Optimiser steps between two samplings, at most; default: the round's."""
     teacher_prompts: int = Field(0, ge=0)
     """In round 0 the base, shown the answer, answers so many prompts itself (label `teacher`)."""
 

@@ -45,16 +45,14 @@ class RewardWeightedOptions(LoopOptions):
     """Who teaches: base, previous, best, live, ema, or a model directory, known name or hub id."""
     ema_decay: float = Field(0.99, ge=0, lt=1)
     """Of the moving average, a step."""
-    context: str | None = (
-        "\n\nThe answer is known to be {answer}. Now solve the problem yourself, step by step."
-    )
+    context: str | None = "\n\nThe answer is {answer}."
     """What the teacher sees after the prompt, columns filled in; null: nothing more than we."""
     kind: Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd"] = "jsd"
     """The divergence."""
     beta: float = Field(0.5, gt=0, lt=1)
     """The teacher's share in the mixture of jsd; how far the skewed kinds are skewed."""
     steps_per_sync: int | None = Field(None, ge=1)
-    """Optimiser steps between two samplings; default: the round's."""
+    """Optimiser steps between two samplings, at most; default: the round's."""
 
 
 @loop("reward_weighted")

@@ -9,9 +9,10 @@ trained on text that is not its own, which is what makes fine-tuning on them for
 
 Departures: sources disagree on the direction of the divergence (reverse KL in the paper as far as
 we know, forward KL and JSD in reference code), so `kind` is an option. The moving average begins
-anew with each round: let a round be long, and cut it with `steps_per_sync`. The first tokens of an
-answer have no loss (`skip_tokens`), as in reference code, or the student learns to speak of an
-example that nobody showed it.
+anew with each round: let a round be long, and cut it with `steps_per_sync`. The paper samples anew
+in every step (`steps_per_sync: 1` with `train.epochs: 1`). The first tokens of an answer have no
+loss (`skip_tokens`), as in reference code, or the student learns to speak of an example that nobody
+showed it.
 """
 
 from typing import Literal
@@ -40,8 +41,8 @@ class SDFTOptions(LoopOptions):
     """The divergence; jsd is with equal shares."""
     skip_tokens: int = Field(3, ge=0)
     """First tokens of an answer without loss."""
-    steps_per_sync: int | None = Field(1, ge=1)
-    """Optimiser steps between two samplings; null: the round's."""
+    steps_per_sync: int | None = Field(4, ge=1)
+    """Optimiser steps between two samplings, at most; null: the round's."""
 
 
 @loop("sdft", paper="arXiv:2601.19897")

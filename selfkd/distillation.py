@@ -1,7 +1,8 @@
 """Distillation as an objective: who teaches, under which view, and by which divergence."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any, ClassVar, Literal, get_args
 
 from selfkd.errors import DataError, UsageError
@@ -38,7 +39,9 @@ class GKD:
     returns is a served one: its likeliest tokens are known, and D is a lower bound
     (`selfkd.kernels.sparse_linear_divergence`).
 
-    Weights: those of kept samples; the first `skip_tokens` tokens of a completion have none.
+    Weights: w_i is a kept sample's, 1 for others. w_it is 0 for the first `skip_tokens` tokens of a
+    completion, else 1; `token_weights` has other factors for them, by sample id, one a token, at
+    least 0.
     `max_staleness` refuses samples of an earlier state of the policy, in optimiser steps.
     """
 
@@ -55,6 +58,7 @@ class GKD:
     view: View
     teacher_view: View
     columns: Mapping[str, Mapping[str, str]]
+    token_weights: Mapping[str, Sequence[float]]
 
     def __init__(
         self,
@@ -69,6 +73,7 @@ class GKD:
         view: View = plain,
         teacher_view: View | None = None,
         columns: Mapping[str, Mapping[str, str]] | None = None,
+        token_weights: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         from selfkd.kernels.measures import measure
 
@@ -92,6 +97,7 @@ class GKD:
         freeze(self, data=data, teacher=teacher, kind=kind, beta=beta, temperature=temperature)
         freeze(self, ema_decay=ema_decay, skip_tokens=skip_tokens, max_staleness=max_staleness)
         freeze(self, view=view, teacher_view=teacher_view or view, columns=columns or {})
+        freeze(self, token_weights=token_weights or {})
 
     @property
     def ref(self) -> Guide | None:
@@ -112,7 +118,9 @@ class GKD:
     def settings(self) -> dict[str, Any]:
         """What the trainer needs to know besides the examples."""
         names = ("kind", "beta", "temperature", "ema_decay", "skip_tokens")
+        weighed = {"token_weights": content_hash(self.token_weights)} if self.token_weights else {}
         return {name: getattr(self, name) for name in names} | {
+            **weighed,
             "teacher": "served" if isinstance(self.teacher, Taught) else self.teacher,
             "view": self.view.name,
             "teacher_view": self.teacher_view.name,
@@ -150,8 +158,19 @@ class GKD:
         return {"teacher_ids": told.ids, "teacher_logprobs": told.logprobs}
 
     def _token_weights(self, sample: Sample) -> tuple[float, ...] | None:
+        given = self.token_weights.get(sample.id)
         skipped = min(self.skip_tokens, len(sample.tokens))
-        return (0.0,) * skipped + (1.0,) * (len(sample.tokens) - skipped) if skipped else None
+        if given is None and not skipped:
+            return None
+        weights = (1.0,) * len(sample.tokens) if given is None else tuple(map(float, given))
+        if len(weights) != len(sample.tokens) or not all(isfinite(w) and w >= 0 for w in weights):
+            raise DataError(
+                f"token_weights of sample {sample.id} are not {len(sample.tokens)} finite numbers "
+                "of at least 0",
+                where="GKD",
+                remedy="give one weight for each of the sample's tokens",
+            )
+        return (0.0,) * skipped + weights[skipped:]
 
     def _teacher_prompt(self, shown: Rendered, sample: Sample) -> tuple[int, ...] | None:
         if self.teacher_view.name == self.view.name:

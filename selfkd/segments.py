@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from selfkd.errors import UsageError
 from selfkd.records import Prompt
 
 
@@ -50,11 +51,25 @@ def cut(
 ) -> Iterator[tuple[tuple[Prompt, ...], int]]:
     """Prompts and optimiser steps of each segment, `n` samples a prompt; None: one segment.
 
-    A step takes `batch_size` samples, each of which is seen `epochs` times.
+    A step takes `batch_size` samples, each of which is seen `epochs` times. No segment has more
+    than `steps_per_sync` steps; UsageError where the samples of a single prompt need more.
     """
-    size = len(prompts)
+
+    def steps(count: int) -> int:
+        return math.ceil(epochs * math.ceil(count * n / batch_size))
+
+    size = max(1, len(prompts))
     if steps_per_sync is not None:
-        size = max(1, round(steps_per_sync * batch_size / (n * epochs)))
-    for at in range(0, len(prompts), max(1, size)):
+        if steps(1) > steps_per_sync:
+            raise UsageError(
+                f"steps_per_sync is {steps_per_sync}, and with train.epochs {epochs:g} the samples "
+                f"of a single prompt ({n}, in batches of {batch_size}) take {steps(1)} steps",
+                where="steps_per_sync",
+                remedy=f"set it to {steps(1)} or more, or lower train.epochs",
+            )
+        batches = math.floor(steps_per_sync / epochs)
+        batches -= math.ceil(epochs * batches) > steps_per_sync  # a product rounded up
+        size = max(1, batches * batch_size // n)
+    for at in range(0, len(prompts), size):
         part = tuple(prompts[at : at + size])
-        yield part, max(1, math.ceil(epochs * math.ceil(len(part) * n / batch_size)))
+        yield part, steps(len(part))

@@ -1,16 +1,24 @@
 """The distillation loops build the data their papers say, on worked examples."""
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from selfkd.cluster import ANYWHERE
+from selfkd.config import load
+from selfkd.distillation import GKD
 from selfkd.errors import DataError, UsageError
 from selfkd.metrics import round_rows
 from selfkd.records import Example, read_rows
-from tests.fakes import ScriptedRun, play_script, resumed, scripted_run
+from selfkd.trainers import Trainers
+from selfkd.views import context, principles
+from tests.fakes import TOKENIZER, ScriptedRun, play_script, resumed, scripted_run
+from tests.servers import Asked, hosting, said
 from tests.test_loops import decode
 from tests.testbed.addition import write_prompts
 from tests.testbed.charmodel import char_tokenizer
@@ -192,6 +200,27 @@ def test_minillm_gives_a_share_of_the_prompts_to_the_teacher(tmp_path) -> None:
     assert run.jobs[0].objective_options["kind"] == "reverse_kl"
 
 
+def test_minillm_judges_nothing_where_the_teacher_answers_all(tmp_path) -> None:
+    """Of the segments, one prompt each, some are the teacher's whole."""
+    prompts = write_prompts(tmp_path / "many.jsonl", [(i, i) for i in range(6)])
+    run = scripted_run(
+        tmp_path, prompts, lambda policy, *a: "1" if policy == "teacher" else "2", rounds=1,
+        loop="minillm", teacher=str(other_model(tmp_path)), teacher_share=0.5, steps_per_sync=1,
+        train=BATCH,
+    )  # fmt: skip
+    play_script(run)
+    folder = run.ledger.round_dir(0)
+    written = [summary(run, 0, f"*-train{end}")["writers"] for end in (
+        "", *(f"-sync-{i}" for i in range(1, 6)),
+    )]  # fmt: skip
+    whole = [i for i, writers in enumerate(written) if writers == {"teacher": 1}]
+    assert 0 < len(whole) < 6
+    for i in range(6):
+        label = f"-sync-{i}" if i else ""
+        for verb in ("generate", "judge"):
+            assert len(list(folder.glob(f"??-{verb}{label}"))) == (i not in whole)
+
+
 def test_sdft_shows_the_demonstration_to_the_teacher_alone(tmp_path, sums) -> None:
     run = scripted_run(
         tmp_path, sums, lambda *a: "7;7", loop="sdft", context="[{worked}]", skip_tokens=1,
@@ -231,6 +260,137 @@ def test_opsd_learns_from_failures_under_the_answer(tmp_path, sums) -> None:
         "samples": 2, "scored": 2, "kept": None, "reward_mean": 1.0,
     }  # fmt: skip
     assert run.jobs[0].ref_path == run.jobs[0].start_path
+
+
+def test_the_teacher_may_know_what_was_said_of_each_sample(tmp_path, sums) -> None:
+    """Feedback on two samples of the same prompt, and weights of one's tokens."""
+
+    def distil(run: Any, options: Any) -> None:
+        for round in run.rounds(1):
+            own = round.generate(run.prompts, n=2)
+            said = {s.id: {"feedback": f"{s.index}{s.index}"} for s in own.rows}
+            first = next(s.id for s in own.rows if s.prompt.answer == "3")
+            objective = GKD(
+                own, teacher="live", teacher_view=context("[{feedback};{answer}]"), columns=said,
+                skip_tokens=1, token_weights={first: (9.0, 0.5, 0.0)},
+            )  # fmt: skip
+            round.train(objective)
+        run.final_round().generate(run.prompts, n=2)
+
+    run = scripted_run(tmp_path, sums, lambda policy, text, k: "78"[k] * 2, rounds=1)
+    run.loop = SimpleNamespace(fn=distil)  # type: ignore[assignment]
+    play_script(run)
+    assert taught(run, 0)[:4] == [
+        ("1+2=", "77", "1+2=[00;3]"),
+        ("1+2=", "88", "1+2=[11;3]"),
+        ("12+34=", "77", "12+34=[00;46]"),
+        ("12+34=", "88", "12+34=[11;46]"),
+    ]
+    rows = pq.read_table(run.jobs[0].example_files[0]).to_pylist()
+    assert sorted(row["token_weights"] for row in rows) == [[0, 0.5, 0], *[[0, 1, 1]] * 5]
+    assert "token_weights" in run.jobs[0].objective_options
+
+
+def test_the_teacher_may_follow_principles(tmp_path, sums) -> None:
+    def distil(run: Any, options: Any) -> None:
+        for round in run.rounds(1):
+            own = round.generate(run.prompts, n=1)
+            round.train(GKD(own, teacher="base", teacher_view=principles("[0]")))
+        run.final_round().generate(run.prompts, n=1)
+
+    run = scripted_run(tmp_path, sums, lambda *a: "7", rounds=1)
+    run.loop = SimpleNamespace(fn=distil)  # type: ignore[assignment]
+    play_script(run)
+    assert taught(run, 0) == [
+        (question, "7", f"[0]{question}") for question in ("1+2=", "12+34=", "5+5=")
+    ]
+    assert {text for _, text in run.asked} == set(ANSWERS)  # the student never sees them
+
+
+def test_the_served_teacher_of_the_distillation_page_works_as_printed(tmp_path, sums) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "distillation.md").read_text()
+    code = re.search(r"```python\n(# served\.py.*?)```", page, re.DOTALL)
+    assert code
+    (tmp_path / "served.py").write_text(code[1])
+
+    def as_vllm(asked: Asked) -> Any:
+        tokens = asked.body["prompt"]
+        places = [None, *({str(t): {"logprob": -0.5}} for t in tokens[1:])]
+        return said("", asked.body, choices=[{"index": 0, "prompt_logprobs": places}])
+
+    with hosting() as host:
+        server = host.fresh()
+        server.behave = as_vllm
+        run = scripted_run(
+            tmp_path, sums, lambda *a: "7", loop=f"{tmp_path}/served.py:served", rounds=1,
+            served_model="big", base_url=server.url,
+        )  # fmt: skip
+        play_script(run)
+        assert {(asked.path, asked.body["model"]) for asked in server.asked} == {
+            ("/v1/completions", "big")
+        }
+    row = pq.read_table(run.jobs[0].example_files[0]).to_pylist()[0]
+    told = row["teacher_ids"]
+    assert [told[0], told[20]] == row["completion_tokens"] == [*TOKENIZER("7")["input_ids"], 1]
+    assert run.jobs[0].objective_options["teacher"] == "served"
+
+
+@pytest.mark.parametrize("given", [(1.0,), (1.0, -1.0), (1.0, float("nan"))])
+def test_token_weights_that_do_not_fit_are_refused(tmp_path, sums, given) -> None:
+    def distil(run: Any, options: Any) -> None:
+        for round in run.rounds(1):
+            own = round.generate(run.prompts, n=1)
+            some = {own.rows[0].id: given}
+            round.train(GKD(own, teacher="base", token_weights=some))
+
+    run = scripted_run(tmp_path, sums, lambda *a: "7", rounds=1)
+    run.loop = SimpleNamespace(fn=distil)  # type: ignore[assignment]
+    with pytest.raises(DataError, match=r"token_weights of sample .* are not 2 finite numbers"):
+        play_script(run)
+
+
+def test_several_workers_cannot_share_a_distillation(tmp_path, sums) -> None:
+    run = scripted_run(tmp_path, sums, lambda *a: "7", loop="gkd", rounds=1, teacher="base")
+    play_script(run)
+    nothing: Any = None
+    trainers = Trainers(nothing, ANYWHERE, workers=2, check=lambda: None)
+    with pytest.raises(UsageError, match="of objective gkd cannot be shared by workers") as told:
+        trainers.train(run.jobs[0], lambda row: None)
+    assert told.value.where == "cluster.trainer_workers"
+
+
+def test_a_sync_that_comes_too_soon_is_refused_before_anything_is_sampled(tmp_path, sums) -> None:
+    run = scripted_run(
+        tmp_path, sums, lambda *a: "7", loop="sdft", context="[{answer}]", steps_per_sync=1
+    )
+    with pytest.raises(UsageError, match=r"steps_per_sync is 1, and with train\.epochs 2"):
+        play_script(run)
+    assert run.asked == []
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_staleness_stays_below_steps_per_sync(tmp_path, n) -> None:
+    """Where neither samples a prompt nor epochs divide the batches."""
+    prompts = write_prompts(tmp_path / "many.jsonl", [(i, i) for i in range(9)])
+    run = scripted_run(
+        tmp_path, prompts, lambda policy, text, k: str(k), loop="gkd", rounds=1, teacher="base",
+        samples_per_prompt=n, steps_per_sync=4, max_staleness=3,
+        train={"batch_size": 2, "epochs": 1.5},
+    )  # fmt: skip
+    play_script(run)
+    folder = run.ledger.round_dir(0)
+    steps = [json.loads((p / "manifest.json").read_text())["summary"] for p in (
+        *folder.glob("??-train"), *folder.glob("??-train-*"),
+    )]  # fmt: skip
+    assert len(steps) > 1 and all(s["staleness"] < 4 and s["steps"] <= 4 for s in steps)
+
+
+@pytest.mark.parametrize("name", ["opsd", "reward_weighted"])
+def test_the_shipped_context_gives_the_answer_and_asks_for_no_style(name) -> None:
+    """Asked for steps, the teacher of docs/distillation.md's runs taught to never answer."""
+    shipped = load(Path(__file__).parents[1] / "loops" / f"{name}.yaml").options
+    for options in (shipped, type(shipped).model_construct()):
+        assert options.model_dump()["context"] == "\n\nThe answer is {answer}."
 
 
 def weights(run: ScriptedRun) -> dict[tuple[str, str], float]:
@@ -296,8 +456,6 @@ def test_a_teacher_must_have_the_same_tokenizer(tmp_path, sums, tiny_model) -> N
 
 
 def test_teacher_of_a_config_file_is_found_beside_it(tmp_path, sums) -> None:
-    from selfkd.config import load
-
     path = other_model(tmp_path)
     (tmp_path / "base").mkdir()
     text = "loop: gkd\nmodel: SmolLM2-135M-Instruct\nprompts: sums.jsonl\njudge: number\nteacher: "

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from selfkd.errors import UsageError
 from selfkd.kernels.buckets import bucket_rows
 from selfkd.kernels.engine import Engine
 from selfkd.kernels.measures import Measure
@@ -184,6 +185,13 @@ class FusedDivergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        # Only create_graph switches gradients on here. `once_differentiable` would not do: it looks
+        # at what comes in, which seldom wants a gradient, and lets a wrong derivative pass.
+        if torch.is_grad_enabled():
+            raise UsageError(
+                "the fused divergence has no second derivatives, which create_graph=True asks for",
+                remedy="Use backend='reference', or leave create_graph out.",
+            )
         factor = grad_outputs[0]
         if factor is None:
             return None, None, None, None

@@ -8,13 +8,19 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from selfkd.options import Options
 
+LESS_MEMORY = (
+    "free some and resume, or `selfkd fork` the run with a lower train.micro_batch_size, shorter "
+    "sequences (sampling.max_tokens), train.dtype=bfloat16 or a train.lora_rank"
+)
+"""What to do where a training has too little. Of these keys none may change on resume."""
+
 
 class TrainOptions(Options):
     """Optimiser settings shared by every objective (config section `train`)."""
 
     learning_rate: float = Field(2e-5, gt=0, allow_inf_nan=False)
     """Peak learning rate."""
-    epochs: float = Field(2, gt=0)
+    epochs: float = Field(2.0, gt=0)
     """Passes over the kept examples; ignored where a loop asks for a number of steps."""
     batch_size: int = Field(16, ge=1)
     """Examples per optimiser step."""

@@ -64,12 +64,16 @@ class Ema:
         self._decay = decay
         self._rounding = rounding
         self.average = [p.detach().clone() for p in trained(model)]
+        self._shown: list[Tensor] = []
+        """The average as the step sees it; none before the step's first micro-batch."""
 
     def states(self, model: Any, batch: Batch) -> tuple[Tensor, Head]:
-        shown = self._rounding(self.average) if self._rounding else self.average
+        # Rounded once a step, as the student is: its micro-batches are one batch.
+        if not self._shown:
+            self._shown = self._rounding(self.average) if self._rounding else self.average
         parameters = trained(model)
         students = [p.data for p in parameters]
-        show(parameters, shown)
+        show(parameters, self._shown)
         try:
             states, head = _silent(model, _teacher_rows(batch)), output_head(model).detached()
         finally:
@@ -80,6 +84,7 @@ class Ema:
         with torch.no_grad():
             for average, now in zip(self.average, trained(model), strict=True):
                 average.lerp_(now, 1 - self._decay)
+        self._shown = []
 
 
 class Fixed:

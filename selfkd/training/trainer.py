@@ -21,7 +21,7 @@ from selfkd.ledger import writing
 from selfkd.models import check_model_dir
 from selfkd.records import Example, read_rows
 from selfkd.training.adapters import merge, save_adapter
-from selfkd.training.base import TrainJob, TrainReport
+from selfkd.training.base import LESS_MEMORY, TrainJob, TrainReport
 from selfkd.training.checkpoints import load, save
 from selfkd.training.probe import UNKNOWN, Distances, Yardstick
 from selfkd.training.rounding import RoundedSteps, round_to_bfloat16
@@ -69,19 +69,24 @@ class LocalTrainer:
 
         Raises DataError for an empty set, UsageError for a start that is not a safe model
         directory, Diverged for a loss, gradient or policy that is not finite, InfrastructureError
-        for want of memory or disk; nothing is committed then.
+        for want of memory, disk or another worker; nothing is committed then.
         """
         try:
             with writing(Path(job.out_dir), _size(Path(job.start_path))):
                 return self._train(job)
         except (MemoryError, RuntimeError) as error:
-            if not _no_memory(error):
-                raise
-            raise InfrastructureError(
-                f"the trainer has no more memory ({str(error).partition(chr(10))[0]})",
-                where="train",
-                remedy="lower train.micro_batch_size or set train.lora_rank, then resume",
-            ) from error
+            reason = str(error).partition("\n")[0]
+            if _no_memory(error):
+                raise InfrastructureError(
+                    f"the trainer has no more memory ({reason})", where="train", remedy=LESS_MEMORY
+                ) from error
+            if _no_connection(error):
+                raise InfrastructureError(
+                    f"a trainer lost its connection to another one ({reason})",
+                    where="train",
+                    remedy="see that all nodes of the cluster are up and reachable, then resume",
+                ) from error
+            raise
 
     def _train(self, job: TrainJob) -> TrainReport:
         from transformers import AutoTokenizer, set_seed
@@ -120,7 +125,9 @@ class LocalTrainer:
             model = model.merge_and_unload()
         if dtype == "bfloat16":
             round_to_bfloat16(model, job.seed)
+        # Before it is saved: that leaves it in bfloat16, which not every processor multiplies.
         canary = _canary(model, examples)
+        moved = yardstick.measure(model) if yardstick else UNKNOWN
         whole = job.merged_dir if adapter else job.out_dir
         if whole:
             # Saving rounds them too, and unlike the weights they are not meant to be.
@@ -130,7 +137,6 @@ class LocalTrainer:
                 # Accelerate's mark: a model that has it would not be given autocast again.
                 model.__dict__.pop("_is_accelerate_prepared", None)
                 self._kept = _Kept(_identity(whole), model, buffers)
-        moved = yardstick.measure(model) if yardstick else UNKNOWN
         report = _report(trainer, examples, started, step_seconds, canary, moved)
         del trainer, model
         _give_back_memory()
@@ -203,6 +209,11 @@ def _no_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return "can't allocate memory" in str(error)
+
+
+def _no_connection(error: Exception) -> bool:
+    """Whether one of several workers cannot reach another; gloo's errors have no class."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def _make_trainer(model: Any, tokenizer: Any, examples: Sequence[Example], job: TrainJob) -> Any:

@@ -43,7 +43,49 @@ def test_ratios_are_taken_turn_by_turn():
     assert kernel.targets("bf16", 512, seconds) == []
     added = {"ours": [2**28 + 2**27, 2**30]}
     limits = kernel.memory_targets(added, [2048, 4096], 576, 49152, "bf16")
-    assert [line.split()[-1] for line in limits] == ["pass", "MISS"]
+    # Two chunks alone are 255.75 MiB; each size is held to that, and to the wider limit.
+    assert [line.split()[-1] for line in limits] == ["MISS", "pass", "MISS", "MISS"]
+    assert "(two chunks)" in limits[0] and "target <= 255.75" in limits[0]
+    lean = kernel.memory_targets({"ours": [2**28, 2**28]}, [2048, 4096], 576, 49152, "bf16")
+    assert [line.split()[-1] for line in lean] == ["pass"] * 4
+
+
+def test_the_cpu_benchmark_judges_loss_and_gradients(monkeypatch, capsys):
+    import kernel
+
+    lines = kernel.accuracy_targets("fp32", 512, (9e-6, 3.2e-5))
+    lines += kernel.accuracy_targets("bf16", 512, (2e-3, 9e-3))
+    assert [line.split()[-1] for line in lines] == ["pass", "MISS", "MISS", "pass"]
+    monkeypatch.setattr(
+        "sys.argv",
+        ["kernel.py", "--quick", "--no-memory", "--without", "TRL dense", "TRL chunked", "Liger"],
+    )
+    kernel.main()
+    _, _, told = capsys.readouterr().out.partition("targets")
+    judged = [line for line in told.splitlines() if "error of the" in line]
+    assert len(judged) == 2 * 2 * 2  # what of, dtypes, sizes
+    assert all(line.endswith("pass") for line in judged)
+
+
+def test_a_step_is_timed_with_the_rounding_that_a_training_does(tiny_model, tmp_path, monkeypatch):
+    import gkd_step
+
+    from selfkd.records import Example
+    from selfkd.training import rounding
+
+    plain, rounded = rounding.Rounding.__call__, []
+
+    def noted(self, tensors):
+        rounded.append(len(tensors))
+        return plain(self, tensors)
+
+    monkeypatch.setattr(rounding.Rounding, "__call__", noted)
+    batch = [Example(f"e{i}", f"p{i}", (), (5, 6, 7), (8, 9, 10 + i)) for i in range(2)]
+    teacher = gkd_step.drifted(tiny_model)
+    step = gkd_step.ours(tiny_model, teacher, batch, tmp_path)
+    losses = [step() for _ in range(3)]
+    assert rounded == [len(list(teacher.parameters()))] * 3
+    assert losses[-1] < losses[0]
 
 
 def test_the_gpu_benchmark_refuses_a_machine_without_one_but_not_arithmetic(monkeypatch, capsys):

@@ -178,6 +178,35 @@ def test_a_shared_head_is_projected_once_with_the_same_result(backend, monkeypat
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_tokens_without_weight_are_never_multiplied(sparse, backend, monkeypatch):
+    from selfkd.kernels import cpu, engine
+
+    rows = {"project": 0, "hidden_gradient": 0, "weight_gradient": 0}
+    for owner in (cpu.CpuEngine, engine.TorchEngine):
+        for name in rows:
+            original = getattr(owner, name)
+
+            def spy(self, first, *args, name=name, original=original):
+                rows[name] += len(first)
+                return original(self, first, *args)
+
+            monkeypatch.setattr(owner, name, spy)
+    case = random_case(dtype=torch.float32, bias=False)
+    assert case.token_weight is not None
+    count = int((case.token_weight != 0).sum())
+    assert count == 12 < len(case.hidden)
+    if sparse:
+        case.sparse(*case.top(6), backend=backend, chunk_size=5)
+    else:
+        case.dense(backend=backend, chunk_size=5)
+    models = 1 if sparse else 2
+    assert rows == {
+        "project": models * count, "hidden_gradient": count, "weight_gradient": count
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_decides_what_is_multiplied(backend):
     case = random_case(tokens=40, dtype=torch.float32)
     truth = case.to(torch.float64).dense(backend="reference")

@@ -68,17 +68,20 @@ def test_equal_models_have_no_divergence_and_no_gradient(kind, backend, dtype):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_certain_models(kind, backend):
-    """Both certain: of the same token, then of different ones, 50 nats away."""
-    student = torch.zeros(2, 9)
-    student[:, 2] = 50
-    teacher = torch.zeros(2, 9)
-    teacher[0, 2] = teacher[1, 4] = 50
-    got, _ = logits_case(student, teacher).dense(kind=kind, backend=backend, beta=0.5)
-    same, different = got.per_token_N.tolist()
+    """Both certain: of the same token (twice, once beyond rounding), then of different ones."""
+    student = torch.zeros(3, 9)
+    student[:2, 2], student[2, 2] = 50, 50
+    student[1, 2] = 1e4
+    teacher = torch.zeros(3, 9)
+    teacher[0, 2], teacher[1, 2], teacher[2, 4] = 50, 1e4, 50
+    got, gradients = logits_case(student, teacher).dense(kind=kind, backend=backend, beta=0.5)
+    *same, different = got.per_token_N.tolist()
     expected = {"forward_kl": 50.0, "reverse_kl": 50.0, "tvd": 1.0}.get(kind, 0.693147)
-    assert same == 0
+    assert same == [0, 0]
+    # Of the hidden states a row is a token's; of the head a column is, as they pick columns.
+    assert gradients[0][:2].abs().max() < 1e-6 and gradients[1][:, :2].abs().max() < 1e-6
     assert different == pytest.approx(expected, rel=1e-5)
-    assert got.agreement_N.tolist() == [1, 0]
+    assert got.agreement_N.tolist() == [1, 1, 0]
     assert got.student_entropy_N.abs().max() < 1e-6
 
 

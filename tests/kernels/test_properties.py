@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from selfkd.errors import UsageError
 from selfkd.kernels import KINDS, fused_linear_divergence, pages, sparse_linear_divergence
 from tests.kernels.cases import BACKENDS, apart, logits_case, random_case
 
@@ -149,6 +150,25 @@ def test_a_second_backward_gives_the_same(backend):
     once = hidden.grad.clone(), weight.grad.clone()
     (2 * loss).backward()
     assert torch.allclose(hidden.grad, 3 * once[0]) and torch.allclose(weight.grad, 3 * once[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_derivatives_are_refused_not_wrong(backend):
+    """Also of a sum with something else, in which a missing part would go unnoticed."""
+    case = random_case(tokens=3, hidden=2, vocabulary=5, dtype=torch.float32, bias=False)
+    hidden, weight = case.leaves()
+    taught = case.teacher_hidden, case.teacher_weight
+    loss = fused_linear_divergence(hidden, weight, *taught, backend=backend).loss
+    with pytest.raises(UsageError, match="no second derivatives") as told:
+        torch.autograd.grad(loss + hidden.square().sum(), hidden, create_graph=True)
+    assert "backend='reference'" in (told.value.remedy or "")
+    wide = case.to(torch.float64)
+
+    def exact(hidden, weight):
+        taught = wide.teacher_hidden, wide.teacher_weight
+        return fused_linear_divergence(hidden, weight, *taught, backend="reference").loss
+
+    assert torch.autograd.gradgradcheck(exact, wide.leaves())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
