@@ -24,9 +24,9 @@ def test_rest_em_gains_and_loses_diversity(bed: Bed) -> None:
         rounds=2, samples_per_prompt=16, max_kept_per_prompt=5, seed=bed.seed,
         train={"learning_rate": 5e-4, "batch_size": 32, "epochs": 8, "dtype": "float32"},
     )  # fmt: skip
-    assert rows[-1]["heldout_reward"] >= rows[0]["heldout_reward"] + 0.35
+    assert rows[-1]["heldout_reward"] >= rows[0]["heldout_reward"] + 0.4
     assert rows[-1]["reward_mean"] >= rows[0]["reward_mean"] + 0.4
-    assert rows[-1]["unique"] <= 0.6 * rows[0]["unique"]
+    assert rows[-1]["unique"] <= 0.5 * rows[0]["unique"]
     assert 0.001 < rows[1]["kl_base"] == rows[1]["kl_previous"]
     assert 0.001 < rows[2]["kl_previous"] < rows[2]["kl_base"]
 
@@ -52,7 +52,7 @@ def test_raw_control_gains_nothing_and_loses_pass_at_k(bed: Bed) -> None:
         bed.runs, "raw", bed.model, bed.prompts, bed.heldout,
         rounds=2, samples_per_prompt=16, max_kept_per_prompt=5, seed=bed.seed, gate={"mode": "off"},
     )  # fmt: skip
-    assert rows[-1]["heldout_reward"] <= rows[0]["heldout_reward"] + 0.15
+    assert rows[-1]["heldout_reward"] <= rows[0]["heldout_reward"] + 0.05
     assert rows[-1]["pass_at_k"]["16"] <= rows[0]["pass_at_k"]["16"] - 0.1
 
 
@@ -68,8 +68,10 @@ def test_rest_rising_thresholds_beat_a_flat_one(bed: Bed) -> None:
     )  # fmt: skip
     flat = play(
         bed.runs, "rest", bed.model, bed.prompts, bed.heldout,
-        rounds=1, thresholds=[0.0], seed=bed.seed, **graded,
+        rounds=2, thresholds=[0.0], seed=bed.seed, **graded,
     )  # fmt: skip
+    base, *improved = [row["heldout_reward"] for row in rising]  # an Improve samples nothing anew
+    assert base < improved[0] < improved[1]
     assert rising[-1]["reward_mean"] >= flat[-1]["reward_mean"] + 0.2
 
 

@@ -57,10 +57,18 @@ def train_base(path: Path, draw: Batch, *, steps: int, seed: int) -> Path:
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
     for _ in range(steps):
-        ids, labels = _pad([_encode(tokenizer, *pair) for pair in draw()])
-        loss = model(input_ids=ids, labels=labels, attention_mask=(ids != 0).long()).loss
+        rows = sorted((_encode(tokenizer, *pair) for pair in draw()), key=lambda row: len(row[0]))
+        learnt = sum(len(tokens) - start for tokens, start in rows)
         optimiser.zero_grad()
-        loss.backward()
+        # Short rows apart from long ones: padded together, half of the work would be padding.
+        middle = (len(rows) + 1) // 2
+        for half in filter(None, (rows[:middle], rows[middle:])):
+            ids, labels = _pad(half)
+            mask = (ids != 0).long()
+            loss = model(
+                input_ids=ids, labels=labels, attention_mask=mask, num_items_in_batch=learnt
+            ).loss
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()

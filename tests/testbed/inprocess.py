@@ -1,7 +1,7 @@
 """The sampler, the trainer and the judges of a run in this process, where processes would only cost
 time: those of a play on the testbed take longer to start than to do their work."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -19,9 +19,11 @@ class InProcess(Cluster):
     def start(self, cls: type, *args: Any, **placing: Any) -> Any:
         return _Actor(cls(*args))
 
-    def get(self, ref: Any, what: str, *, timeout: float, check: Check = lambda: None) -> Any:
+    def get_all(
+        self, refs: Sequence[Any], what: str, *, timeout: float, check: Check = lambda: None
+    ) -> list[Any]:
         check()
-        return ref.result()
+        return [ref.result() for ref in refs]
 
     def stream(
         self, generator: Any, what: str, *, timeout: float, check: Check = lambda: None
@@ -36,6 +38,10 @@ class _Actor:
 
     def __init__(self, instance: object) -> None:
         self._instance = instance
+
+    @property
+    def __ray_call__(self) -> "_Method":
+        return _Method(lambda function: function(self._instance))
 
     def __getattr__(self, name: str) -> "_Method":
         return _Method(getattr(self._instance, name))
