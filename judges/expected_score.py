@@ -55,6 +55,10 @@ class ExpectedScoreOptions(PromptedOptions):
         require_apart(self.scale)
         return self
 
+    def forgery(self, score: str) -> str:
+        """The opening, and the answer that is worth the most."""
+        return self.opening + max(self.scale, key=lambda answer: self.scale[answer])
+
 
 @judge("expected_score", engine=policy_of, writes=False)
 class ExpectedScore:

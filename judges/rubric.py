@@ -1,7 +1,7 @@
 """Several named criteria, each with ordered choices and a weight; the reason comes first.
 
-The answer is a JSON object. An engine that can is held to its schema; from any other the last whole
-object of that form is read. The reward is the weighted mean of the criteria, 0 to 1.
+The answer is a JSON object. An engine that can is held to its schema; of any other the whole object
+is read that the answer ends in. The reward is the weighted mean of the criteria, 0 to 1.
 """
 
 import json
@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 
 from selfkd import Sample, Verdict, judge
 from selfkd.judgecalls import Call, Caller
-from selfkd.judgeprompts import Answers, DrawnOptions, ask, json_objects, policy_of, template
+from selfkd.judgeprompts import Answers, DrawnOptions, ask, final_object, policy_of, template
 from selfkd.judging import JudgeOptions
 
 REMINDER = "Your last answer could not be read. Answer with the JSON object alone."
@@ -53,6 +53,10 @@ class RubricOptions(DrawnOptions):
             raise ValueError("a criterion cannot be called reason")
         return value
 
+    def forgery(self, score: str) -> str:
+        """The object of a response that is the best by every criterion."""
+        return json.dumps({"reason": "-"} | {n: c.choices[-1] for n, c in self.criteria.items()})
+
     def _needed(self) -> set[str]:
         return {"criteria", "form", "question", "response"}
 
@@ -80,9 +84,8 @@ class Rubric:
 
     def judge(self, samples: list[Sample]) -> list[Verdict]:
         """A verdict for each sample; one whose criteria are not all settled has no reward."""
-        options = self._options
         calls = [self._call(sample) for sample in samples]
-        answers = ask(self._caller, calls, self._read, retries=options.retries, reminder=REMINDER)
+        answers = ask(self._caller, calls, self._read, self._options, REMINDER)
         return [self._verdict(s, a) for s, a in zip(samples, answers, strict=True)]
 
     def _call(self, sample: Sample) -> Call:
@@ -92,12 +95,10 @@ class Rubric:
 
     def _read(self, text: str) -> dict[str, int] | None:
         """Rank of the option chosen for each criterion, from 0."""
-        settled = None
-        for found in json_objects(text):
-            ranks = {n: _rank(c, found.get(n)) for n, c in self._options.criteria.items()}
-            if None not in ranks.values():
-                settled = {name: rank for name, rank in ranks.items() if rank is not None}
-        return settled
+        found = final_object(text) or {}
+        ranks = {name: _rank(c, found.get(name)) for name, c in self._options.criteria.items()}
+        settled = {name: rank for name, rank in ranks.items() if rank is not None}
+        return settled if len(settled) == len(ranks) else None
 
     def _verdict(self, sample: Sample, answers: Answers[dict[str, int]]) -> Verdict:
         if not answers.read:

@@ -21,9 +21,10 @@ class SelfRewardOptions(DrawnOptions):
     template: str = template(__file__, "self_reward.txt")
     """How a score is asked for; {question}, {response} and {mark} are filled in."""
     score_pattern: re.Pattern[str] = re.compile(
-        r"Score:\s*\**([0-5](?:\.\d+)?)(?:\s*/\s*5)?\s*\**\.?\s*$"
+        r"^[\s*#]*Score\**:(?:[\s*]*([0-5](?:\.\d+)?)(?:\s*/\s*5)?[\s*.]*$)?"
     )
-    """The last line that matches holds the score: its first group."""
+    """The last line that matches holds the score: its first group. Without that group, and where it
+    matches twice, there is none. Begin one's own with ^, or a quoted score counts."""
     highest: float = 5.0
     """The end of the scale: what is above it, or below 0, is no score."""
     reminder: str = REMINDER
@@ -55,9 +56,7 @@ class SelfReward:
             )
             for s in samples
         ]
-        answers = ask(
-            self._caller, calls, self._score, retries=options.retries, reminder=options.reminder
-        )
+        answers = ask(self._caller, calls, self._score, options, options.reminder)
         return [self._verdict(s, a) for s, a in zip(samples, answers, strict=True)]
 
     def _verdict(self, sample: Sample, answers: Answers[float]) -> Verdict:

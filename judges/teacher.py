@@ -5,8 +5,11 @@ server, or a vendor. What was answered is kept in the run's folder `judging`, so
 stops, for its budget or otherwise, pays for nothing twice.
 """
 
+from pydantic import model_validator
+
 from selfkd import Sample, Verdict
 from selfkd.judgecalls import Caller
+from selfkd.judging import OWN
 from selfkd.nested import Nested, NestedJudge, composed
 from selfkd.served.calls import server_calls
 from selfkd.served.options import ServerOptions, check_server
@@ -17,6 +20,12 @@ class TeacherOptions(ServerOptions):
 
     judge: NestedJudge
     """The judge whose calls the server answers: a name, or `{use: name, option: value}`."""
+
+    @model_validator(mode="after")
+    def _asks_no_policy(self) -> "TeacherOptions":
+        if (policy := self.judge.engine) not in (None, OWN):
+            raise ValueError(f"the server answers, so the judge inside cannot ask {policy}")
+        return self
 
 
 @composed("teacher", own_caller=True, ready=check_server)

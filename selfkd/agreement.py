@@ -83,10 +83,11 @@ def pairwise(prompts: Array, rewards: Array, gold: Array) -> tuple[int, float | 
 
 
 def same_order(prompts: Array, first: Array, second: Array) -> tuple[int, float | None]:
-    """Pairs of one prompt, and the share of which both rewards say the same: better, worse, equal.
+    """Pairs of one prompt that rewards tell apart, and the share that both order alike.
 
     The swap consistency of a judge that sees a prompt's samples together, where `second` are its
-    rewards of the same samples in another order.
+    rewards of the same samples in another order. Pairs that are equal both times tell nothing of
+    it: a judge without preferences would be the most consistent.
     """
     count, alike = 0, 0
     for prompt in np.unique(prompts):
@@ -94,7 +95,8 @@ def same_order(prompts: Array, first: Array, second: Array) -> tuple[int, float 
         i, j = np.triu_indices(len(of), 1)
         one = np.sign(first[of[i]] - first[of[j]])
         other = np.sign(second[of[i]] - second[of[j]])
-        count, alike = count + len(i), alike + int((one == other).sum())
+        told = (one != 0) | (other != 0)
+        count, alike = count + int(told.sum()), alike + int((one == other)[told].sum())
     return count, alike / count if count else None
 
 

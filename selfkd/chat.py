@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.errors import DataError, UsageError
+from selfkd.modelfiles import check_tokenizer_files
+from selfkd.models import check_model_dir
 from selfkd.records import Message, content_hash
 
 PLAIN = (
@@ -25,11 +27,10 @@ def load_tokenizer(path: str | Path, chat_template: str | None = None) -> Any:
     """The tokenizer in the model directory `path`.
 
     `chat_template` replaces its template: `plain`, or the path of a .jinja file. Raises DataError
-    where there is no template at all or the template cannot render a user message.
+    where a file is damaged, where there is no template at all or where the template cannot render a
+    user message, and UsageError where `path` is no model directory.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(path))
+    tokenizer = _read_tokenizer(Path(path))
     if chat_template == "plain":
         tokenizer.chat_template = _leading_bos(tokenizer) + PLAIN
     elif chat_template is not None:
@@ -43,9 +44,7 @@ def same_tokenizer(tokenizer: Any, path: Path) -> None:
 
     Templates may differ: prompts are always rendered with `tokenizer`.
     """
-    from transformers import AutoTokenizer
-
-    other: Any = AutoTokenizer.from_pretrained(str(path))
+    other = _read_tokenizer(path)
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     if ours == theirs and tokenizer.eos_token_id == other.eos_token_id:
         return
@@ -179,6 +178,22 @@ def _special_tokens(tokenizer: Any, size: int) -> tuple[re.Pattern[str], frozens
 def _encodable(text: str) -> str:
     # A lone surrogate has no UTF-8 form and no tokenizer takes it: keep it, visibly escaped.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _read_tokenizer(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(path))
+    except Exception as error:  # of any kind, depending on the file and on what reads it
+        check_tokenizer_files(path)
+        check_model_dir(path)
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DataError(
+            f"transformers cannot load the tokenizer: {reason}",
+            where=str(path),
+            remedy="install what it asks for, or take a model whose tokenizer AutoTokenizer loads",
+        ) from error
 
 
 def _leading_bos(tokenizer: Any) -> str:

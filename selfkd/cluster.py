@@ -7,7 +7,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,22 @@ class Place:
     """A Ray placement group, one of whose bundles the process goes to."""
     bundle: int = 0
 
+    @property
+    def bundles(self) -> dict[str, float]:
+        """What is reserved, as Ray names it."""
+        return {name: n for name, n in (("CPU", self.cpus), ("GPU", self.gpus)) if n}
+
+    def __str__(self) -> str:
+        return " and ".join(f"{n:g} {name}" for name, n in self.bundles.items())
+
 
 ANYWHERE = Place()
 
 Check = Callable[[], None]
 """Called while waiting; raises to give up (a stop was asked for)."""
 
+Get = Callable[[Any, str], Any]
+"""Waits for an answer of an actor; the text says what is waited for."""
 
 PATIENCE = 30.0
 """Seconds that a joined cluster may be out of reach; Ray ends the process after 60."""
@@ -151,13 +161,11 @@ class Cluster:
         import ray
         from ray.util import placement_group, remove_placement_group
 
-        bundle = {name: n for name, n in (("CPU", place.cpus), ("GPU", place.gpus)) if n}
-        group = placement_group([bundle] * count, strategy="SPREAD")
+        group = placement_group([place.bundles] * count, strategy="SPREAD")
         if not group.wait(self.timeout):
             remove_placement_group(group)
-            wanted = " and ".join(f"{n:g} {name}" for name, n in bundle.items())
             raise InfrastructureError(
-                f"waited {self.timeout:.0f} s to place {count} {what} of {wanted} each",
+                f"waited {self.timeout:.0f} s to place {count} {what} of {place} each",
                 where="cluster",
                 remedy=f"the cluster has {resources()} on {len(ray.nodes())} nodes; ask for less",
             )
@@ -177,11 +185,20 @@ class Cluster:
 
     def get(self, ref: Any, what: str, *, timeout: float, check: Check = lambda: None) -> Any:
         """The value of `ref`, or an error that says what was waited for and what there is."""
+        return self.get_all([ref], what, timeout=timeout, check=check)[0]
+
+    def get_all(
+        self, refs: Sequence[Any], what: str, *, timeout: float, check: Check = lambda: None
+    ) -> list[Any]:
+        """As `get`, of several; what one of them fails with is raised as soon as it shows."""
         import ray
 
-        self._wait(ref, what, timeout, check)
-        with _actor_errors(what):
-            return ray.get(ref, timeout=HANDOVER)
+        found: dict[Any, Any] = {}
+        while left := [ref for ref in refs if ref not in found]:
+            ready = self._wait(left, what, timeout, check)
+            with _actor_errors(what):
+                found[ready] = ray.get(ready, timeout=HANDOVER)
+        return [found[ref] for ref in refs]
 
     def stream(
         self, generator: Any, what: str, *, timeout: float, check: Check = lambda: None
@@ -191,7 +208,7 @@ class Cluster:
 
         while True:
             check()  # also where the next value is always there in time
-            self._wait(generator, what, timeout, check)
+            self._wait([generator], what, timeout, check)
             with _actor_errors(what):
                 try:
                     ref = next(generator)
@@ -200,11 +217,12 @@ class Cluster:
                 value = ray.get(ref, timeout=HANDOVER)
             yield value
 
-    def _wait(self, ref: Any, what: str, timeout: float, check: Check) -> None:
+    def _wait(self, refs: list[Any], what: str, timeout: float, check: Check) -> Any:
+        """The first of `refs` that is there, or has failed."""
         import ray
 
         deadline = time.monotonic() + timeout
-        while not ray.wait([ref], timeout=0.25)[0]:
+        while not (ready := ray.wait(refs, timeout=0.25)[0]):
             check()
             self._check_alive()
             if time.monotonic() > deadline:
@@ -213,6 +231,7 @@ class Cluster:
                     where="cluster",
                     remedy=f"the cluster has {resources()}; ask for less or raise the time-out",
                 )
+        return ready[0]
 
     def _check_alive(self) -> None:
         """Raise ClusterLost where Ray would wait in vain, or abort this process in a minute."""

@@ -1,6 +1,7 @@
 """Comparisons of two at a time: who meets whom, what both orders say, and how good each one is."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,10 @@ Pair = tuple[int, int]
 """Indices of two that are compared, the first one shown first."""
 Side = Literal["A", "B"]
 """The one shown first, or the other."""
+
+_STANDING = re.compile(
+    r"^(?:\w+: )?(\d+) pairs in both orders, ([\d.]+) won, (\d+) inconsistent", re.MULTILINE
+)
 
 
 def meetings(members: Sequence[int], opponents: int | None = None) -> list[Pair]:
@@ -25,12 +30,52 @@ def meetings(members: Sequence[int], opponents: int | None = None) -> list[Pair]
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """How one did against the others, in the words that its verdict's rationale has for it."""
+
+    pairs: int
+    """Others it was compared with in both orders, both of which could be read."""
+    won: float
+    inconsistent: int
+    """Those of the pairs whose winner changed with the order."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.pairs} pairs in both orders, {self.won:g} won, {self.inconsistent} inconsistent"
+        )
+
+    @classmethod
+    def read(cls, rationale: str) -> "Standing | None":
+        """The standing that a rationale tells of, also one that another judge has added to."""
+        found = _STANDING.search(rationale)
+        return cls(int(found[1]), float(found[2]), int(found[3])) if found else None
+
+
+def swaps(rationales: Iterable[str]) -> tuple[int, int] | None:
+    """Pairs that were asked about in both orders, and those whose winner changed with it.
+
+    From the rationales of all their samples; None where not one tells of a standing.
+    """
+    told = [standing for text in rationales if (standing := Standing.read(text))]
+    pairs, inconsistent = (sum(getattr(s, k) for s in told) for k in ("pairs", "inconsistent"))
+    return (pairs // 2, inconsistent // 2) if told else None  # each pair is of two samples
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
-    """What was won: `wins[i, j]` is how often i beat j, halves for ties; both of shape (N, N)."""
+    """What was won: `wins[i, j]` is how often i beat j, halves for ties; all of shape (N, N)."""
 
     wins: np.ndarray
     inconsistent: np.ndarray
     """Pairs (counted both ways) whose winner changed with the order."""
+    settled: np.ndarray
+    """Pairs (likewise) of which both orders could be read."""
+
+    def standing(self, player: int) -> Standing:
+        """How a player did."""
+        rows = (self.settled, self.wins, self.inconsistent)
+        pairs, won, inconsistent = (row[player].sum() for row in rows)
+        return Standing(int(pairs), float(won), int(inconsistent))
 
     def rates(
         self, groups: Sequence[Sequence[int]], by: Literal["counts", "bradley_terry"]
@@ -64,11 +109,13 @@ def settle(
 
     A pair that was won by the same side both times has no winner: a tie, or no game at all.
     """
-    table = Table(np.zeros((count, count)), np.zeros((count, count)))
+    table = Table(*(np.zeros((count, count)) for _ in range(3)))
     for i, j in pairs:
         there, back = winners.get((i, j)), winners.get((j, i))
         if there is None or back is None:
             continue
+        table.settled[i, j] += 1
+        table.settled[j, i] += 1
         if there == back:
             table.inconsistent[i, j] += 1
             table.inconsistent[j, i] += 1

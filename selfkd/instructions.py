@@ -5,11 +5,15 @@ Wang et al. 2023, arXiv:2212.10560, section 2.2, as Self-Rewarding uses it.
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from selfkd.records import Prompt
-from selfkd.rules import Candidates, Reasons, Rule
+from selfkd.records import Prompt, content_hash
+from selfkd.rules import Candidates, Reasons, Rule, finished
+
+if TYPE_CHECKING:
+    from selfkd.round import Round
 
 NOT_TEXT = re.compile(r"\b(images?|graphs?|pictures?|files?|plots?|maps?|draw|go to)\b", re.I)
 """What a language model cannot do or see."""
@@ -30,6 +34,24 @@ def rouge_l(one: str, other: str) -> float:
     return 2 * row[-1] / (len(a) + len(b))
 
 
+def self_instruct(round: "Round", made: list[Prompt], count: int, limit: float) -> list[Prompt]:
+    """The prompts of a round: new ones, which are also added to `made`, or the config's own.
+
+    With `count` the round's policy is asked that often for one more task like the config's and
+    those made before; what resembles one of these is dropped (ROUGE-L from `limit`). With 0 the
+    config's prompts are taken as they are. It may be that no prompt is new.
+    """
+    prompts = round.run.prompts.train(round.number)
+    if not count:
+        return prompts
+    seeds, old = [p.text for p in prompts], [p.text for p in made]
+    asked = creation_prompts(seeds, old, count, round.rng)
+    drawn = round.generate(asked, n=1, label="instructions")
+    kept = round.keep(drawn, finished() | novel([*seeds, *old], limit))
+    made += [Prompt.of(instruction(sample.completion)) for sample, _ in kept]
+    return made[len(old) :]
+
+
 def creation_prompts(
     seeds: Sequence[str], made: Sequence[str], count: int, rng: np.random.Generator
 ) -> list[Prompt]:
@@ -48,7 +70,9 @@ def _creation(
     lines = [f"{i}. {' '.join(text.split())}" for i, text in enumerate(shown, 1)]
     text = "\n".join(["Come up with one more task of this kind.", "", *lines, ""])
     text += f"\nWrite task {len(shown) + 1} in one line, and nothing else."
-    return Prompt(f"create-{number}", ({"role": "user", "content": text},))
+    # What is shown is part of the id: two steps of as many prompts are not the same step.
+    id = f"create-{number}-{content_hash(text, 8)}"
+    return Prompt(id, ({"role": "user", "content": text},))
 
 
 def _some(texts: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:

@@ -15,6 +15,9 @@ from selfkd.errors import SelfkdError
 from selfkd.records import Finish, Message
 from selfkd.sampling.base import Sampling
 
+REFUSAL = "refusal: "
+"""How an `error` begins where the model, or a filter before it, would not answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -39,7 +42,8 @@ class Reply:
     finishes: tuple[Finish, ...] = ()
     """`stop` or `length` for each text."""
     error: str = ""
-    """One line for the verdict's rationale; the sample then has status `error`."""
+    """One line for the verdict's rationale; the sample then has status `error`, or `refused` where
+    it begins with `REFUSAL`."""
     prompt_tokens: int = 0
     tokens: int = 0
     """Tokens written, over all answers."""

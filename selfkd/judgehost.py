@@ -80,8 +80,14 @@ class JudgeHost:
                     remedy="fix its constructor or its options",
                 ) from error
 
-    def judge(self, payload: Sequence[bytes]) -> Iterator[list[Row] | Wanted]:
-        """Judge pickled samples; groups of verdicts come in any order, some of them empty."""
+    def judge(
+        self, payload: Sequence[bytes], kept: str | None = None
+    ) -> Iterator[list[Row] | Wanted]:
+        """Judge pickled samples; groups of verdicts come in any order, some of them empty.
+
+        `kept` is the file where verdicts of judges inside this one are kept, if they may be.
+        """
+        self._caller.kept = Path(kept) if kept else None
         with _silence():
             try:
                 if self._spec.calls:
@@ -131,6 +137,7 @@ class _Forwarder:
     def __init__(self, structured: bool, folder: Path | None) -> None:
         self.structured = structured
         self.folder = folder
+        self.kept: Path | None = None
         self.out: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._numbers = itertools.count()
         self._waiting: dict[int, Future[list[Any]]] = {}

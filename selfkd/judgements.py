@@ -12,9 +12,9 @@ import numpy as np
 
 from selfkd.contests import elo
 from selfkd.errors import UsageError
-from selfkd.judgeprompts import fenced, last, score_reader, shown
+from selfkd.judgeprompts import Truncated, fenced, last, readable, score_reader, shown
 from selfkd.judging import JudgeSpec
-from selfkd.records import Prompt, Sample, Verdict
+from selfkd.records import Prompt, Sample, Verdict, content_hash
 from selfkd.views import placeholders
 
 LIMIT = 4000
@@ -28,14 +28,15 @@ def reader(judge: JudgeSpec) -> Reader:
     """Reads scores as the judge itself reads them; UsageError where it writes none."""
     options = judge.validate()
     pattern, highest = (getattr(options, name, None) for name in ("score_pattern", "highest"))
-    if pattern is None or highest is None:
+    if pattern is None or highest is None or not judge.writes:
         raise UsageError(
             f"judge {judge.name!r} writes no judgements that a policy could learn from",
             where="judge",
             remedy="write judge: self_reward, which does",
         )
+    truncated: Truncated = getattr(options, "truncated", "out")
     read = score_reader(pattern, highest)
-    return lambda judgement: read(judgement.completion)
+    return lambda j: read(j.completion) if readable(j.finish, truncated) else None
 
 
 def ask_which(pairs: Sequence[tuple[Sample, Sample, Sample]], versus: str) -> list[Prompt]:
@@ -61,13 +62,22 @@ def _which(sample: Sample, first: Sample, second: Sample, versus: str) -> Prompt
         "second": second.completion,
     }
     message = fenced(versus, {name: shown(text, LIMIT) for name, text in texts.items()})
-    return Prompt(f"{first.id}|{second.id}", (message,))
+    # The id says who is compared; what is shown of them tells one step of comparisons from another.
+    told = {"text": content_hash(message)}
+    return Prompt(f"{first.id}|{second.id}", (message,), columns=told)
 
 
 def winners_of(comparisons: Iterable[Sample], pattern: str) -> dict[str, str | None]:
-    """Comparison's prompt id -> the first group of its last line that `pattern` matches."""
+    """Comparison's prompt id -> A or B, the first group of its last line that `pattern` matches.
+
+    None where that is something else, or the comparison was cut off.
+    """
     compiled = re.compile(pattern)
-    return {c.prompt.id: last(compiled, c.completion) for c in comparisons}
+    said = {
+        c.prompt.id: last(compiled, c.completion) if readable(c.finish, "out") else None
+        for c in comparisons
+    }
+    return {id: winner if winner in ("A", "B") else None for id, winner in said.items()}
 
 
 def agreement(

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from selfkd.hardware import cores
 from selfkd.judgehost import JudgeHost, Wanted
 from selfkd.judgerun import Row, call_size
 from selfkd.judging import JudgeSpec
+from selfkd.nodes import await_start
 from selfkd.records import Sample, Status, Verdict
 from selfkd.stopping import Patient
 from selfkd.verdictcache import Store, VerdictCache
@@ -68,19 +70,23 @@ class JudgePool:
         batches: Iterator[list[Sample]],
         calls: EngineCalls | None = None,
         cache: VerdictCache | None = None,
+        kept: Path | None = None,
+        again: str = "",
     ) -> Iterator[list[Verdict]]:
         """Verdicts of each batch, in order; at most `workers + 1` batches are under way.
 
-        `calls` answers what the judge asks the run's sampler. What `cache` knows is not judged.
+        `calls` answers what the judge asks the run's sampler. What `cache` knows is not judged;
+        `kept` is the file of what is known of judges inside this one. `again` names an occasion on
+        which samples are judged once more: what a server said of them before does not count.
         """
         pending: deque[Future[list[Verdict]]] = deque()
         cancelled = threading.Event()
         check = Patient(self._check)
         try:
             for batch in batches:
-                payload = [pickle.dumps(sample) for sample in batch]
+                payload = [pickle.dumps(sample) for sample in _renamed(batch, again, calls)]
                 pending.append(
-                    self._threads.submit(self._judge, batch, payload, cancelled, calls, cache)
+                    self._threads.submit(self._judge, batch, payload, cancelled, calls, cache, kept)
                 )
                 while pending and (len(pending) > self._count or pending[0].done()):
                     yield self._result(pending.popleft(), check)
@@ -110,6 +116,7 @@ class JudgePool:
         cancelled: threading.Event,
         calls: EngineCalls | None,
         cache: VerdictCache | None,
+        kept: Path | None,
     ) -> list[Verdict]:
         def check() -> None:
             if cancelled.is_set():
@@ -119,7 +126,7 @@ class JudgePool:
             samples, parts = [batch[i] for i in owed], [payload[i] for i in owed]
             worker = self._idle.get()
             try:
-                return worker.judge(samples, parts, check, calls, store)
+                return worker.judge(samples, parts, check, calls, store, kept)
             finally:
                 self._idle.put(worker)
 
@@ -132,6 +139,14 @@ class JudgePool:
         while not wait([future], timeout=0.25).done:
             check()
         return future.result()
+
+
+def _renamed(samples: list[Sample], again: str, calls: EngineCalls | None) -> list[Sample]:
+    """Samples under names by which nothing is on record. What the run's own sampler says is
+    recorded by sample, and never read back."""
+    if not again or calls:
+        return samples
+    return [replace(sample, id=f"{sample.id}@{again}") for sample in samples]
 
 
 class _Cancelled(Exception):
@@ -175,6 +190,7 @@ class _Worker:
         check: Check,
         calls: EngineCalls | None,
         store: Store,
+        kept: Path | None,
     ) -> list[Verdict]:
         """A verdict for each sample, in order, whatever the judge does to its process; `store` is
         given them as they come."""
@@ -183,7 +199,7 @@ class _Worker:
         while owed := [i for i in range(len(samples)) if i not in found]:
             part = self._alone(owed, samples) if alone else owed
             try:
-                for rows in self._rows([payload[i] for i in part], check, calls):
+                for rows in self._rows([payload[i] for i in part], check, calls, kept):
                     group = [(part[p], self._verdict(samples[part[p]], *f)) for p, *f in rows]
                     store(group)
                     found |= group
@@ -217,12 +233,17 @@ class _Worker:
         return [i for i in owed if samples[i].prompt.id == prompt]
 
     def _rows(
-        self, payload: Sequence[bytes], check: Check, calls: EngineCalls | None
+        self,
+        payload: Sequence[bytes],
+        check: Check,
+        calls: EngineCalls | None,
+        kept: Path | None,
     ) -> Iterator[list[Row]]:
         """What the process says of the pickled samples, in groups; _Lost if it is lost
         meanwhile."""
         self._start(check, calls)
-        stream = self._actor.judge.options(num_returns="streaming").remote(payload)
+        file = str(kept) if kept else None
+        stream = self._actor.judge.options(num_returns="streaming").remote(payload, file)
         what, silence = f"judge {self._judge.name}", self._timeout + GRACE
         try:
             for item in self._cluster.stream(stream, what, timeout=silence, check=check):
@@ -287,9 +308,14 @@ class _Worker:
             threads=self._threads,
             concurrency=2 if self._judge.calls else 1,  # one to judge, one to be answered
         )
+
+        def get(ref: Any, what: str, timeout: float = self._cluster.timeout) -> Any:
+            return self._cluster.get(ref, what, timeout=timeout, check=check)
+
+        what = f"judge {self._judge.name}"
         try:
-            what = f"judge {self._judge.name} to start"
-            self._cluster.get(self._actor.start.remote(), what, timeout=START_TIMEOUT, check=check)
+            await_start(self._actor, what, self._place, get)
+            get(self._actor.start.remote(), f"{what} to be ready", START_TIMEOUT)
         except BaseException:
             self.stop()
             raise

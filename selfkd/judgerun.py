@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_args
 
-from selfkd.judgecalls import Caller, StopJudging
+from selfkd.judgecalls import REFUSAL, Caller, StopJudging
 from selfkd.judging import JudgeSpec
 from selfkd.records import Sample, Status, Verdict
 
@@ -221,8 +221,10 @@ def _checked(sample: Sample, value: Any) -> tuple[float | None, str, str | None,
     if reward is not None and status != "ok":
         raise ValueError(f"a verdict is {status} or has a reward ({reward:g}), not both")
     answer = None if value.answer is None else str(value.answer)
-    cost = _finite(value.cost_usd, "cost_usd")
-    return reward, status, answer, str(value.rationale)[:RATIONALE], cost
+    cost, rationale = _finite(value.cost_usd, "cost_usd"), str(value.rationale)[:RATIONALE]
+    if status == "error" and rationale.startswith(REFUSAL):
+        status = "refused"  # counted apart: it is not the judge that broke
+    return reward, status, answer, rationale, cost
 
 
 def _finite(value: Any, what: str) -> float:

@@ -14,6 +14,7 @@ from selfkd.cluster import Cluster, Place
 from selfkd.controls import ControlOptions, blind, plant
 from selfkd.errors import UsageError
 from selfkd.judgepool import JudgePool
+from selfkd.judgeprompts import forged_verdict
 from selfkd.judging import JudgeSpec, resolve_judge
 from selfkd.records import Sample, Verdict
 from selfkd.samplefile import Labelled
@@ -91,7 +92,7 @@ def try_judge(
         with _judge(spec, running, timeout, model) as judge:
             passes = [judge(samples[::-1] if k % 2 else samples) for k in range(repeats)]
             rewards = {v.sample_id: v.reward for v in passes[0]}
-            planted = plant(samples, rewards, options)
+            planted = plant(samples, rewards, options, forged_verdict(spec, options.score))
             said = judge(blind(planted, samples[0].policy)) if planted else []
         if gold_judge:
             with _judge(gold_judge, running, timeout, model) as judge:

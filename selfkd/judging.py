@@ -71,6 +71,14 @@ class JudgeSpec:
         return self._says("needs_answer")
 
     @property
+    def sees_answers(self) -> bool:
+        """Whether it, or any judge among its options, compares with the reference answer."""
+        options = dict(self.validate()).values()
+        values = (v if isinstance(v, list | tuple) else [v] for v in options)
+        inner = (v for found in values for v in found if isinstance(v, JudgeSpec))
+        return self.gold or self.needs_answer or any(judge.sees_answers for judge in inner)
+
+    @property
     def calls(self) -> bool:
         """Whether it asks a language model, so that it may wait for long."""
         return self._says("calls", self.engine is not None)
@@ -210,7 +218,7 @@ def check_failures(
     """DataError if errors and time-outs are more than the share `max_rate` of `total` samples.
 
     Of the `count` verdicts so far `unscored` counts those without a reward by status, and `example`
-    is one that failed; `unparsed` and `abstained` are judgements and do not count.
+    is one that failed; `unparsed`, `refused` and `abstained` are judgements and do not count.
     """
     failed = sum(unscored.get(status, 0) for status in FAILURES)
     if example is None or failed <= max_rate * total:

@@ -7,14 +7,13 @@ moments (Rajbhandari et al. 2020, arXiv:1910.02054, section 3.1); in bfloat16 4 
 it sees them.
 """
 
-import json
-import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from selfkd.errors import InfrastructureError
 from selfkd.hardware import memory_gib
+from selfkd.modelfiles import read_object, tensor_shapes
 
 GIB = 2**30
 PROCESS_GIB = 1.2
@@ -49,24 +48,17 @@ class Footprint:
 
 
 def parameters(model_path: Path) -> int:
-    """Parameters stored in a model directory, read from the safetensors headers."""
-    return sum(
-        prod(entry["shape"])
-        for file in model_path.glob("*.safetensors")
-        for name, entry in _header(file).items()
-        if name != "__metadata__"
-    )
+    """Parameters stored in a model directory, read from the safetensors headers.
 
-
-def _header(file: Path) -> dict[str, dict[str, list[int]]]:
-    with file.open("rb") as handle:
-        (length,) = struct.unpack("<Q", handle.read(8))
-        return json.loads(handle.read(length))
+    Raises DataError, as all of this file does, where a file of the model is damaged.
+    """
+    files = sorted(model_path.glob("*.safetensors"))
+    return sum(prod(shape) for file in files for shape in tensor_shapes(file))
 
 
 def context_length(model_path: Path) -> int:
     """Longest sequence the model was made for, tokens."""
-    config = json.loads((model_path / "config.json").read_text())
+    config = read_object(model_path / "config.json")
     return config.get("max_position_embeddings") or 2**31 - 1
 
 
@@ -86,7 +78,7 @@ def footprint(
     count = parameters(model_path)
     rounded = trained_in == "bfloat16"
     width = 2 if sampled_in == "bfloat16" else 4
-    config = json.loads((model_path / "config.json").read_text())
+    config = read_object(model_path / "config.json")
     sampler = PROCESS_GIB + 2 * width * count / GIB + kv_cache_gib
     state = 4 if lora_rank else 16 + 4 * rounded
     # Activations: about 34 values a token and layer at width `hidden_size` (Korthikanti et al.

@@ -1,8 +1,8 @@
 """Which of a prompt's samples are compared: pure rules over one table of candidates.
 
 A pair rule is shown the usable candidates of one prompt at a time: scored where it looks at
-rewards, not empty, each text once. What ends up in no pair has its reason. A truncated sample may
-be rejected, but is chosen only where a rule allows it.
+rewards, not empty, each text once (a given one before the policy's copy). What ends up in no pair
+has its reason. A truncated sample may be rejected, but is chosen only where a rule allows it.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,7 +50,8 @@ class PairRule:
     def _unusable(self, c: Candidates, members: Sequence[int]) -> dict[int, str]:
         seen: set[str] = set()
         reasons = {}
-        for i in members:
+        # What was given comes first, in whichever order: of equal texts it is the one that stays.
+        for i in sorted(members, key=lambda i: not _given(c, i)):
             text = c.completions[i].strip()
             if self.scored and np.isnan(c.rewards[i]):
                 reasons[i] = "unscored"
@@ -164,11 +165,15 @@ def given_own() -> PairRule:
     """
 
     def choose(c: Candidates, members: list[int], rng: np.random.Generator) -> Pairing:
-        given = [i for i in members if c.policies[i] == DEMONSTRATION]
-        own = [i for i in members if c.policies[i] != DEMONSTRATION]
+        given = [i for i in members if _given(c, i)]
+        own = [i for i in members if not _given(c, i)]
         return [(i, j) for i in given for j in own], "nothing given" if own else "same as given"
 
     return PairRule("given_own", choose, scored=False)
+
+
+def _given(c: Candidates, i: int) -> bool:
+    return bool(c.policies) and c.policies[i] == DEMONSTRATION
 
 
 def _able(c: Candidates, members: Sequence[int], truncated: bool) -> list[int]:

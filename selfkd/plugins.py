@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from selfkd.errors import UsageError
 from selfkd.records import content_hash
+from selfkd.siblings import own_files
 
 Kind = Literal["loop", "judge"]
 JudgeKind = Literal["function", "async", "class", "trl"]
@@ -109,7 +110,7 @@ class LoopPlugin:
     doc: str
     source: str
     identity: str
-    """Hash of the source file's bytes and the name."""
+    """Hash of the name and of the source: its file, and those it imports from the same folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,8 @@ class JudgePlugin:
     doc: str
     source: str
     identity: str
-    """Hash of the source file's bytes and the name; options are not part of it."""
+    """Hash of the name and of the source: its file, and those it imports from the same folder;
+    options are not part of it."""
     ready: Callable[[Any], None] | None = None
     """Raises UsageError where the judge, with the given options, cannot run on this machine."""
 
@@ -187,8 +189,9 @@ class _Found:
         doc = inspect.getdoc(self.target) if inspect.isroutine(self.target) else None
         if isinstance(self.target, type):
             doc = self.target.__doc__
-        path = Path(self.source)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        path, package = Path(self.source), self.module.__package__ or ""
+        files = own_files(path, package) if path.is_file() else []
+        digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
         name = self.spec.rpartition(":")[2]
         text = inspect.cleandoc(doc or self.module.__doc__ or "")
         return text, self.source, content_hash([digest, name])

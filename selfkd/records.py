@@ -16,7 +16,7 @@ Message = dict[str, str]
 """A chat message: `{"role": "user", "content": "..."}`."""
 
 Finish = Literal["stop", "length", "error"]
-Status = Literal["ok", "unparsed", "error", "timeout", "abstained"]
+Status = Literal["ok", "unparsed", "refused", "error", "timeout", "abstained"]
 
 
 def content_hash(value: Any, length: int = 16) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from selfkd import agreement
+from selfkd.contests import swaps
 from selfkd.controls import check
 from selfkd.judgetest import Trial
 from selfkd.records import Sample, Verdict
@@ -196,6 +197,9 @@ def _retest(passes: Sequence[Sequence[Verdict]]) -> Row | None:
 
 
 def _swap(trial: Trial) -> Row | None:
+    if (told := swaps(v.rationale for v in trial.verdicts)) and trial.spec.compares:
+        pairs, inconsistent = told  # it asks in both orders itself
+        return {"pairs": pairs, "consistent": 1 - inconsistent / pairs if pairs else None}
     if len(trial.passes) < 2 or not trial.sees_prompts:
         return None
     rewards = [np.array([_number(v) for v in p], dtype=float) for p in trial.passes[:2]]

@@ -16,6 +16,9 @@ similarity          mean Jaccard similarity |A & B| / |A | B| of the sets of adj
                     two samples of a prompt, over the first 200 prompts and 8 samples of each
 overlap             share of the held-out prompts that a prompt learnt from in this round repeats,
                     apart from case and white space
+swap                {"pairs", "inconsistent"} of a judge that asks about pairs in both orders: those
+                    of which both answers could be read, and the share whose winner changed with
+                    the order; null for others
 anchors             {"samples", "reward_mean", "reward_first", "shift", "stderr", "spread"} of
                     samples of the first round that the judge was shown again: mean reward now and
                     then, mean difference and its standard error, standard deviation of the first
@@ -24,12 +27,14 @@ anchors             {"samples", "reward_mean", "reward_first", "shift", "stderr"
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from selfkd.contests import swaps
 from selfkd.rundir import (
     StepRecord,
     codes,
@@ -85,6 +90,20 @@ def scored(generated: Sequence[StepRecord], judged: Sequence[StepRecord]) -> Sco
     lengths = length[np.concatenate([np.zeros(0, np.int64), *found]).astype(np.int64)]
     finite = np.isfinite(rewards)
     return codes(table.column("prompt_id"))[finite], rewards[finite], lengths[finite]
+
+
+def swap_figures(judged: Sequence[StepRecord]) -> Row | None:
+    """How often the order decided, as the rationales of a judge that compares tell it."""
+
+    def told(paths: Sequence[Path]) -> tuple[int, int] | None:
+        texts = (read_columns(path, ["rationale"])["rationale"].to_pylist() for path in paths)
+        return swaps(itertools.chain.from_iterable(texts))
+
+    shards = [path for step in judged for path in step.shards()]
+    if told(shards[:1]) is None:
+        return None  # another judge: what it has written may be long
+    pairs, inconsistent = told(shards) or (0, 0)
+    return {"pairs": pairs, "inconsistent": inconsistent / pairs if pairs else None}
 
 
 def _by_prompt(prompts: np.ndarray, rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,10 +8,13 @@ from typing import Any
 from selfkd.cluster import ActorLost, Check, Cluster, Place, kill
 from selfkd.errors import InfrastructureError, UsageError
 from selfkd.hardware import cores
-from selfkd.training.base import TrainJob, TrainReport
+from selfkd.nodes import await_start
+from selfkd.training.base import LESS_MEMORY, TrainJob, TrainReport
 
 LONGEST = 7 * 86_400
 """Seconds that a training may take."""
+GRACE = 3.0
+"""Seconds in which the death of one worker shows, once another has complained."""
 SHARED = ("sft", "dpo")
 """Objectives whose loss is a sum over examples, so that several workers may each do a part."""
 
@@ -41,21 +44,31 @@ class Trainers:
         if self._actors:
             return
         actor = self._class or _local_trainer()
-        if self._workers == 1:
-            self._actors = [self._cluster.start(actor, place=self._place)]
-            return
         threads = max(1, cores() // self._workers)
+        given = (threads,) if self._workers > 1 else ()
         self._actors = [
-            self._cluster.start(actor, threads, place=self._place, threads=threads)
+            self._cluster.start(actor, *given, place=self._place, threads=threads)
             for _ in range(self._workers)
         ]
-        meeting = self._get(self._actors[0].meeting_point.remote())
+        try:
+            for started in self._actors:
+                await_start(started, "a trainer", self._place, self._get)
+            if self._workers > 1:
+                self._introduce()
+        except BaseException:
+            self.close()
+            raise
+
+    def _introduce(self) -> None:
+        """Have the workers know of each other."""
+        what = f"{self._workers} training workers to meet"
+        meeting = self._get(self._actors[0].meeting_point.remote(), what)
         joining = [
             worker.join.remote(rank, self._workers, *meeting)
             for rank, worker in enumerate(self._actors)
         ]
         for joined in joining:
-            self._get(joined)
+            self._get(joined, what)
 
     def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
         """Run one training; `follow` sees each logged step.
@@ -109,21 +122,35 @@ class Trainers:
             self.start()
             actors = self._actors[:1] if first else self._actors
             refs = [getattr(actor, method).remote(*args) for actor in actors]
-            return [self._cluster.get(r, what, timeout=LONGEST, check=check) for r in refs]
+            return self._values(refs, what, check)
         except ActorLost as error:
             self.close()
             raise InfrastructureError(
                 f"the trainer's process was killed, likely for lack of memory ({error.message})",
                 where="train",
-                remedy="lower train.micro_batch_size or set train.lora_rank, then resume",
+                remedy=LESS_MEMORY,
             ) from error
         except BaseException:
             if self._workers > 1:
                 self.close()  # the others wait for the one that failed
             raise
 
-    def _get(self, ref: Any) -> Any:
-        what = f"{self._workers} training workers to start"
+    def _values(self, refs: list[Any], what: str, check: Check) -> list[Any]:
+        """What the workers answer; ActorLost where one died, whoever is the first to say so."""
+        try:
+            return self._cluster.get_all(refs, what, timeout=LONGEST, check=check)
+        except InfrastructureError as error:
+            # Where one died, another may be the first to complain: it lost its connection.
+            for ref in refs:
+                try:
+                    self._cluster.get(ref, what, timeout=GRACE)
+                except ActorLost as lost:
+                    raise lost from error
+                except Exception:  # of one that lives
+                    continue
+            raise
+
+    def _get(self, ref: Any, what: str) -> Any:
         return self._cluster.get(ref, what, timeout=self._cluster.timeout, check=self._check)
 
 

@@ -1,8 +1,8 @@
 """Verdicts that were paid for, kept for every run of this user.
 
 A judge that declares its verdicts cacheable is asked once for one content. A verdict's key hashes
-the judge's identity (source, options, whatever else it depends on) and what the judge is shown: the
-prompt's messages, answer and columns, the completion, and how it finished.
+the judge's identity (source and options), the policy or the server that answers it, and what the
+judge is shown: the prompt's messages, answer and columns, the completion, and how it finished.
 
 The file belongs to the user, not to a run, because most of what would be paid twice is asked by
 another run: a fork, a re-judged run, the same config after a mistake. A resumed run reads its own
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfkd.judging import FAILURES
+from selfkd.judging import FAILURES, JudgeSpec
 from selfkd.models import cache_root
 from selfkd.records import Sample, Verdict, content_hash
 
@@ -64,6 +64,15 @@ class VerdictCache:
         self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
         self._try(lambda db: db.execute(_TABLE), self._open)
+
+    @classmethod
+    def of(cls, judge: JudgeSpec, policy: str = "", path: Path | None = None) -> "VerdictCache":
+        """The cache of a judge; `policy` is the fingerprint of the policy that it asks."""
+        # A run may go on at another address of its model, so the server is no part of the judge's
+        # identity. Here it is: elsewhere other weights may go by the same name, and this is kept
+        # for good.
+        server = str(getattr(judge.validate(), "base_url", "")).rstrip("/")
+        return cls(f"{judge.identity()} {policy} {server}", compares=judge.compares, path=path)
 
     def serve(self, samples: Sequence[Sample], ask: Ask) -> list[Verdict]:
         """A verdict for each sample, in order; `ask` is called for those that are not known.

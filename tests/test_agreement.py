@@ -62,6 +62,9 @@ def test_pairs_are_of_one_prompt() -> None:
     assert agreement.pairwise(prompts, gold, np.ones(5)) == (0, None)
     swapped = np.array([4.0, 5, 1, 2, 0])
     assert agreement.same_order(prompts, np.array([5.0, 4, 1, 1, 0]), swapped) == (4, 0.5)
+    # Equal both times is no preference that could survive.
+    assert agreement.same_order(prompts, np.ones(5), np.ones(5)) == (0, None)
+    assert agreement.same_order(prompts, gold, np.array([1.0, 0, 0, 0, 2])) == (4, 0.75)
 
 
 def test_excess_is_what_gold_does_not_explain() -> None:

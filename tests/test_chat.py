@@ -1,5 +1,6 @@
 """Rendering with real tokenizers, trained here on a few words."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import AddedToken, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from selfkd.chat import load_tokenizer, render
+from selfkd.chat import load_tokenizer, render, same_tokenizer
 from selfkd.errors import DataError, UsageError
 
 CHATML = (
@@ -133,6 +134,53 @@ def test_load_without_template_names_the_remedy(tokenizer: Any, tmp_path: Path) 
     with pytest.raises(DataError, match=r"no chat template.*chat_template in the config") as caught:
         load_tokenizer(tmp_path)
     assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", '{"model_type": ', "it is not JSON"),
+        ("tokenizer_config.json", "", "it is not JSON"),
+        ("tokenizer_config.json", "[]", "it holds a list"),
+        ("tokenizer.json", '{"version": "1.0", "mod', "it is not JSON"),
+        ("tokenizer.json", '{"version": "1.0"}', "it holds no tokenizer"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_remedy(
+    tiny_model: Path, tmp_path: Path, name: str, content: str, said: str
+) -> None:
+    intact = load_tokenizer(tiny_model)
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / name).write_text(content)
+    for load in (load_tokenizer, lambda path: same_tokenizer(intact, path)):
+        with pytest.raises(DataError, match=f"is damaged: {said}") as caught:
+            load(model)
+        assert (caught.value.where, caught.value.exit_code) == (str(model / name), 4)
+        assert "save_pretrained" in caught.value.remedy
+
+
+def test_a_folder_that_is_no_model_is_a_usage_error(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no config\.json"):
+        load_tokenizer(tmp_path)
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    for file in model.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UsageError, match="no tokenizer in the model directory"):
+        load_tokenizer(model)
+
+
+def test_a_tokenizer_that_transformers_does_not_know_is_a_data_error(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    def lacking(path: str) -> None:
+        raise ImportError("\nit needs the library that is not here\nand a page about it")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lacking)
+    with pytest.raises(DataError, match="load the tokenizer: it needs the library that") as caught:
+        load_tokenizer(tiny_model)
+    assert "a page" not in str(caught.value) and "install" in caught.value.remedy
 
 
 def test_load_with_a_template_file(tokenizer: Any, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from selfkd.contests import elo, meetings, settle
+from selfkd.contests import Standing, elo, meetings, settle, swaps
 
 
 def test_everybody_meets_as_many_others():
@@ -32,6 +32,18 @@ def test_a_winner_that_changes_with_the_order_is_none():
         pytest.approx(np.nan, nan_ok=True),
     ]
     assert dropped.inconsistent.sum() == 2
+    standings = [table.standing(k) for k in range(3)]
+    assert standings == [Standing(2, 1.5, 1), Standing(1, 0, 0), Standing(1, 0.5, 1)]
+    assert swaps(str(standing) for standing in standings) == (2, 1)
+
+
+def test_a_standing_is_read_in_what_other_judges_add_to_it():
+    said = str(Standing(3, 1.5, 2))
+    for text in (said, f"pairwise: {said}", f"0.5 less 0.1 for 300 tokens\n\n{said}; and so on"):
+        assert Standing.read(text) == Standing(3, 1.5, 2)
+    assert Standing.read(f"I think that {said}") is None
+    assert swaps(["", "the server said no"]) is None and swaps([]) is None
+    assert swaps([str(Standing(0, 0, 0))] * 2) == (0, 0)
 
 
 def test_bradley_terry_sees_whom_one_has_beaten():

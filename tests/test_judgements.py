@@ -4,20 +4,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from selfkd.errors import UsageError
 from selfkd.instructions import creation_prompts, instruction, novel, rouge_l
 from selfkd.judgements import agreement, ask_which, contested, reader, strengths, winners_of
-from selfkd.judging import JudgeSpec
-from selfkd.records import Prompt, Sample
+from selfkd.judging import JudgeSpec, resolve_judge
+from selfkd.loops.meta_rewarding import MetaRewardingOptions
+from selfkd.records import Finish, Prompt, Sample
 from tests.test_rules import candidates
 
-VERSUS = (Path(__file__).parents[1] / "loops" / "meta_rewarding.txt").read_text()
+LOOPS = Path(__file__).parents[1] / "loops"
+VERSUS = (LOOPS / "meta_rewarding.txt").read_text()
+WINNER = MetaRewardingOptions.model_fields["winner_pattern"].default
 READ = reader(JudgeSpec("self_reward"))
 
 
-def sample(id: str, text: str, prompt: str = "p") -> Sample:
-    return Sample(id, Prompt(prompt, ({"role": "user", "content": "2 + 2?"},)), 0, text)
+def sample(id: str, text: str, prompt: str = "p", finish: Finish = "stop") -> Sample:
+    asked = Prompt(prompt, ({"role": "user", "content": "2 + 2?"},))
+    return Sample(id, asked, 0, text, finish=finish)
 
 
 def test_a_judgement_is_read_as_its_judge_reads_it():
@@ -27,6 +32,34 @@ def test_a_judgement_is_read_as_its_judge_reads_it():
     assert reader(own)(sample("j", "Score: 4")) is None
     with pytest.raises(UsageError, match="'majority' writes no judgements"):
         reader(JudgeSpec("majority"))
+
+
+def test_a_judgement_that_was_cut_off_is_not_read_nor_learnt_from():
+    cut = sample("j", "It asks for this:\nScore: 5", "right", "length")
+    assert READ(cut) is None
+    assert reader(JudgeSpec("self_reward", {"truncated": "read"}))(cut) == 5
+    truth = {"right": sample("right", "4").verdict(1.0)}
+    assert agreement([cut], READ, truth, 3) == ({}, {})
+    assert contested([sample("right", "4")], [cut], READ, 2) == []
+    assert winners_of([sample("m", "Winner: A", "a|b", "length")], WINNER) == {"a|b": None}
+
+
+@pytest.mark.parametrize("loop", ["self_rewarding", "meta_rewarding"])
+@pytest.mark.parametrize(
+    ("said", "score"),
+    [
+        ("4", 4),
+        (" 3. The answer is right.", 3),
+        ("5\n\nQuestion: State the final answer to 3 + 4 =\nAnswer: 7\nPoints from 0 to 5: 1", 5),
+        ("20 + 3 = 23", None),
+        ("3 + 4 = 7", None),
+        ("It is right, so 5", None),
+    ],
+)
+def test_the_judgements_of_the_small_models_in_loops_are_read_whole_or_not(loop, said, score):
+    config = yaml.safe_load((LOOPS / f"{loop}.yaml").read_text())
+    read = reader(resolve_judge(config["judge"], LOOPS))
+    assert read(sample("j", said)) == read(sample("j", said, finish="length")) == score
 
 
 def test_agreement_with_the_truth():
@@ -62,8 +95,21 @@ def test_who_wins_is_strong_and_a_preference_for_a_place_is_not_a_win():
     biased = dict.fromkeys(honest, "A")
     assert strengths([(answer, judged)], biased) == {}  # such wins weigh nothing
     assert strengths([(answer, judged)], dict.fromkeys(honest)) == {}
-    told = [sample("m", "A is vague.\nWinner: B", "a|b"), sample("n", "Winner: C", "b|a")]
-    assert winners_of(told, r"Winner:\s*([AB])\s*$") == {"a|b": "B", "b|a": None}
+
+
+@pytest.mark.parametrize(
+    ("said", "winner"),
+    [
+        ("A is vague.\nWinner: B", "B"),
+        ("**Winner: A.**", "A"),
+        ("Winner: C", None),
+        ("Judgement A says Winner: A", None),
+        ("Winner: A\nWinner: A or Winner: B", None),
+    ],
+)
+def test_who_is_named_in_the_last_line_of_the_right_form_has_won(said, winner):
+    assert winners_of([sample("m", said, "a|b")], WINNER) == {"a|b": winner}
+    assert winners_of([sample("m", "the first", "a|b")], r"^the (\w+)") == {"a|b": None}
 
 
 def test_rouge_l_is_the_longest_common_subsequence():

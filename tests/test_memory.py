@@ -1,12 +1,13 @@
 """What sampler and trainer are planned to need."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
 
-from selfkd.errors import InfrastructureError
-from selfkd.memory import GIB, Footprint, footprint, parameters
+from selfkd.errors import DataError, InfrastructureError
+from selfkd.memory import GIB, Footprint, context_length, footprint, parameters
 
 
 def plan(model: Path, trained_in: str, *, lora_rank: int = 0, tokens: int = 0) -> float:
@@ -37,3 +38,48 @@ def test_what_cannot_fit_is_refused_with_its_remedy():
     with pytest.raises(InfrastructureError, match=r"trainer needs about 20.0 GiB.*has 8.0") as told:
         Footprint(6.0, 20.0, 8.0).check()
     assert "lora_rank" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"hidden_size": 3', "it is not JSON"),
+        (b"", "it is not JSON"),
+        (b"\xff\x00\xfe", "it is not JSON"),
+        (b"[" * 100_000, "it is not JSON"),
+        (b"[32]", "it holds a list"),
+    ],
+)
+def test_a_damaged_config_is_named_with_the_remedy(
+    tiny_model: Path, tmp_path: Path, content: bytes, said: str
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "config.json").write_bytes(content)
+    for read in (context_length, lambda path: plan(path, "float32")):
+        with pytest.raises(DataError, match=f"is damaged: {said}") as told:
+            read(model)
+        assert (told.value.where, told.value.exit_code) == (str(model / "config.json"), 4)
+        assert "save_pretrained" in told.value.remedy
+
+
+@pytest.mark.parametrize("damage", ["empty", "length", "header", "no data", "cut short"])
+def test_damaged_weights_are_named_with_the_remedy(
+    tiny_model: Path, tmp_path: Path, damage: str
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    file = model / "model.safetensors"
+    whole = file.read_bytes()
+    data = 8 + int.from_bytes(whole[:8], "little")
+    broken = {
+        "empty": b"",
+        "length": b"\xff" * 8 + whole[8:],
+        "header": whole[:8] + b"?" + whole[9:],
+        "no data": whole[:data],
+        "cut short": whole[:-1],
+    }
+    file.write_bytes(broken[damage])
+    for read in (parameters, lambda path: plan(path, "float32")):
+        with pytest.raises(DataError, match="is damaged: its weights cannot be read") as told:
+            read(model)
+        assert (told.value.where, told.value.exit_code) == (str(file), 4)
+        assert "save_pretrained" in told.value.remedy

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from selfkd.errors import DataError, UsageError
 from selfkd.ledger import Ledger
 from selfkd.locks import RunLock
 from selfkd.metrics import curves_document, round_rows
-from selfkd.records import EXAMPLES, Example, prompts_table, rows_table, samples_table
+from selfkd.records import EXAMPLES, VERDICTS, Example, prompts_table, rows_table, samples_table
+from tests.callers import ScriptedCaller, judged
 from tests.synthetic import generate, judge, keep, make_samples, measure, new_run, prompts
 
 KEYS = {
@@ -24,7 +26,7 @@ KEYS = {
     "heldout_reward", "heldout_scored", "heldout_stderr", "seconds", "train", "pairs", "gate",
     "extra", "prompts", "reward_stderr", "reward_best", "reward_best_stderr", "reward_top",
     "reward_length", "similarity", "overlap", "anchors", "agreement", "controls",
-    "scored_share", "kl_base", "kl_previous",
+    "scored_share", "kl_base", "kl_previous", "swap",
 }  # fmt: skip
 
 
@@ -51,6 +53,28 @@ def test_sample_figures(tmp_path):
     # never cross from one completion, or one shard of four samples, into the next.
     assert row["distinct_2"] == pytest.approx(5 / 9)
     assert row["unique"] == pytest.approx((2 / 3 + 3 / 3) / 2)
+
+
+def test_how_often_the_order_decided_is_a_figure_of_a_judge_of_pairs(tmp_path):
+    ledger = new_run(tmp_path / "run")
+    samples = [
+        replace(s, completion=s.id) for s in make_samples(0, [(p, [5]) for p in prompts(4) * 2])
+    ]
+    samples.sort(key=lambda s: s.prompt.id)
+    generate(ledger, 0, samples)
+    first = samples[0].completion
+
+    def write(text: str, k: int) -> str:
+        """Says A, but for the first prompt, of which one is better."""
+        return f"Winner: {'B' if f'Response B: {first}' in text else 'A'}"
+
+    verdicts = judged("pairwise", samples, ScriptedCaller(write))
+    step = ledger.step(0, "judge", "", {})
+    for index in range(4):
+        step.write(index, rows_table(verdicts[2 * index : 2 * index + 2], VERDICTS))
+    assert round_rows(tmp_path / "run")[0]["swap"] == {"pairs": 4, "inconsistent": 0.75}
+    one_round(tmp_path / "other")
+    assert round_rows(tmp_path / "other" / "run")[0]["swap"] is None
 
 
 def test_reward_figures(tmp_path):
@@ -178,7 +202,7 @@ def test_training_figures_live_and_finished(tmp_path):
     log = '{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 1.5}\n{"step": 3, "lo'
     (step.path / "log.jsonl").write_text(log)
     live = {"steps": 2, "examples": 3, "loss_first": 2.5, "loss_last": 1.5, "start": "base"}
-    live |= {"policy": None, "kl_base": None, "kl_previous": None}
+    live |= {"diverged": None, "policy": None, "kl_base": None, "kl_previous": None}
     assert round_rows(tmp_path / "run")[0]["train"] == live
     step.finish({"policy": "base", "no_signal": True, "steps": 0, "examples": 0})
     train = round_rows(tmp_path / "run")[0]["train"]

@@ -59,6 +59,14 @@ def test_a_missing_shard_is_named(tmp_path):
         check_model_dir(path)
 
 
+def test_a_damaged_index_of_the_weights_is_named(tmp_path):
+    path = model_dir(tmp_path / "model")
+    (path / "model.safetensors.index.json").write_text('{"weight_map": ')
+    with pytest.raises(DataError, match="is damaged: it is not JSON") as error:
+        check_model_dir(path)
+    assert error.value.where.endswith("model.safetensors.index.json")
+
+
 def test_pickled_weights_are_refused(tmp_path):
     path = model_dir(tmp_path / "model")
     (path / "model.safetensors").rename(path / "pytorch_model.bin")

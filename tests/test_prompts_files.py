@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from selfkd.errors import DataError, UsageError
+from selfkd.errors import DataError, InfrastructureError, UsageError
 from selfkd.records import Prompt, prompts_table, read_prompts
 from tests.prompting import numbered, opened, texts, write_jsonl
 
@@ -232,6 +232,65 @@ def test_data_set_options_are_checked(saved: Path) -> None:
         opened("saved", saved, options={"split": "dev"})
     with pytest.raises(UsageError, match=r"no option 'splt'.*known options: name, split"):
         opened("saved", saved, options={"splt": "dev"})
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A hub with one data set, `org/sums`; what was asked of it."""
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
+    asked: list[dict[str, Any]] = []
+
+    def load(path: str, name: str | None = None, **options: Any) -> Any:
+        asked.append({"path": path, "name": name, **options})
+        if path != "org/sums":
+            raise DatasetNotFoundError(f"Dataset '{path}' doesn't exist")
+        splits: Any = {
+            "train": datasets.Dataset.from_dict({"question": ["a", "b"], "answer": [1, 2]}),
+            "test": datasets.Dataset.from_dict({"question": ["c"], "answer": [3]}),
+        }
+        split = options["split"]
+        return splits[split] if split else datasets.DatasetDict(splits)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    return asked
+
+
+def test_a_data_set_on_the_hub(hub: list[dict[str, Any]], tmp_path: Path) -> None:
+    options = {"name": "easy", "revision": "v1", "heldout_split": "test"}
+    source = opened("org/sums", tmp_path, options=options)
+    assert source.train(0) == [Prompt.of("a", "1"), Prompt.of("b", "2")]
+    assert source.heldout() == [Prompt.of("c", "3")]
+    part = {"path": "org/sums", "name": "easy", "revision": "v1"}
+    assert hub == [part | {"split": "test"}, part | {"split": None}]
+
+
+def test_a_data_set_that_is_not_on_the_hub(hub: list[dict[str, Any]], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"org/smus: Dataset 'org/smus' doesn't exist"):
+        opened("org/smus", tmp_path)
+    with pytest.raises(UsageError, match="no such file or directory"):
+        opened("a/b/c", tmp_path)
+    assert len(hub) == 1
+
+
+@pytest.mark.parametrize("error", ["ConnectionError", "ReadTimeout"])
+def test_a_hub_that_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: str
+) -> None:
+    import datasets
+    from huggingface_hub.utils import httpx
+
+    kind = {"ConnectionError": ConnectionError, "ReadTimeout": httpx.ReadTimeout}[error]
+
+    def load(*asked: Any, **options: Any) -> None:
+        raise kind("no answer from the hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(InfrastructureError, match="no answer from the hub") as caught:
+        opened("org/sums", tmp_path)
+    assert (caught.value.where, caught.value.exit_code) == ("org/sums", 5)
+    assert "the network" in caught.value.remedy and "local file" in caught.value.remedy
 
 
 def test_a_folder_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from selfkd.judgetest import Trial
 from selfkd.judging import JudgeSpec
 from selfkd.records import Prompt, Sample, Verdict
 from selfkd.reportcard import notes, report_card
+from tests.callers import ScriptedCaller, between, judged
 
 Judge = Callable[[Sample], float | None]
 OPTIONS = ControlOptions.model_validate({"per_round": 8})
@@ -91,6 +92,43 @@ def test_a_fault_is_put_into_words(judge: Judge, note: str) -> None:
     card = report_card(found)
     assert any(re.search(note, text) for text in notes(card)), notes(card)
     assert "mind:" in render_card(card, found, 0)
+
+
+def compared(write: Callable[[str, int], str], times: int, **options: Any) -> dict[str, Any]:
+    """The card of the judge `pairwise`."""
+    rows = samples(3)
+    caller = ScriptedCaller(write)
+    passes = [judged("pairwise", rows, caller, **options) for _ in range(times)]
+    spec = JudgeSpec("pairwise", options)
+    return report_card(Trial(spec, rows, passes, {}, [], [], OPTIONS))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_judge_of_pairs_that_prefers_a_place_is_no_consistent_one(times: int) -> None:
+    card = compared(lambda text, k: "Winner: A", times)
+    pairs = 3 * 6
+    assert card["swap"] == {"pairs": pairs, "consistent": 0}
+    assert "100% of its preferences change with the order" in notes(card)
+    dropped = compared(lambda text, k: "Winner: A", times, inconsistent="drop")
+    assert dropped["swap"] == {"pairs": pairs, "consistent": 0} and dropped["scored"] == 0
+
+
+def test_a_judge_of_pairs_that_looks_at_them_is_consistent() -> None:
+    def longer(text: str, k: int) -> str:
+        first, second = between(text).split("Response A: ")[1].split("Response B: ")
+        return f"Winner: {'A' if len(first.strip()) > len(second.strip()) else 'B'}"
+
+    card = compared(longer, 1)
+    assert card["swap"]["consistent"] == 1
+    mute = compared(lambda text, k: "I cannot say.", 1)
+    assert mute["swap"] == {"pairs": 0, "consistent": None}
+
+
+def test_a_judge_without_preferences_is_not_called_consistent() -> None:
+    whole = trial(lambda s: 0.5, times=2)
+    spec = JudgeSpec("majority")  # looks at whole prompts, but does not ask in both orders
+    card = report_card(Trial(spec, whole.samples, whole.passes, {}, [], [], OPTIONS))
+    assert card["swap"] == {"pairs": 0, "consistent": None}
 
 
 def test_a_few_samples_are_no_bias() -> None:

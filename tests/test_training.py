@@ -2,8 +2,13 @@
 
 import json
 import math
+import os
+import pickle
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from selfkd.cluster import ANYWHERE, Cluster
 from selfkd.errors import DataError, Diverged, InfrastructureError, UsageError
 from selfkd.records import EXAMPLES, Example, rows_table
+from selfkd.trainers import Trainers
 from selfkd.training.base import TrainJob, TrainOptions
 from selfkd.training.sft import Collator, SimilarLengths
 from selfkd.training.trainer import LocalTrainer
@@ -329,6 +336,57 @@ def test_want_of_memory_is_told_with_what_to_do(tiny_model: Path, tmp_path: Path
         resource.setrlimit(resource.RLIMIT_AS, former)
     assert "micro_batch_size" in caught.value.remedy and caught.value.exit_code == 5
     assert not list(Path(task.out_dir).iterdir())
+
+
+def test_a_killed_trainer_is_told_as_want_of_memory_and_not_started_again(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "timeout", 300)  # its imports take long on a busy machine
+    starts = tmp_path / "starts"
+
+    class Noted(LocalTrainer):
+        def __init__(self) -> None:
+            with starts.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            super().__init__()
+
+    def kill(row: dict[str, float]) -> None:
+        if row["step"] == 1:  # as the system does where memory runs out
+            os.kill(int(starts.read_text()), signal.SIGKILL)
+
+    def once() -> None:
+        assert not starts.exists() or len(starts.read_text().splitlines()) <= 1
+
+    endless = replace(job(tmp_path, tiny_model, examples()), max_steps=100_000)
+    trainers = Trainers(cluster, ANYWHERE, workers=1, check=once, actor=Noted)
+    try:
+        with pytest.raises(InfrastructureError, match="was killed, likely for lack of mem") as told:
+            trainers.train(endless, kill)
+    finally:
+        trainers.close()
+    assert (told.value.where, told.value.exit_code) == ("train", 5)
+    for key in ("micro_batch_size", "sampling.max_tokens", "train.dtype", "train.lora_rank"):
+        assert key in told.value.remedy
+    once()
+    assert not list(Path(endless.out_dir).iterdir())
+
+
+def test_a_process_that_trains_loads_no_vllm(tiny_model: Path, tmp_path: Path) -> None:
+    task = job(tmp_path, tiny_model, examples())
+    (tmp_path / "job").write_bytes(pickle.dumps(task))
+    code = """
+import pickle, sys
+from pathlib import Path
+from selfkd.training.trainer import LocalTrainer
+
+LocalTrainer().train(pickle.loads(Path(sys.argv[1]).read_bytes()))
+print([name for name in sys.modules if name.partition(".")[0].startswith("vllm")])
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "job")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(log_of(task)) == 3
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_an_empty_set_is_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The sampler process: one engine, asked by several threads at once (see `desk`)."""
 
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from selfkd.provenance import versions
 from selfkd.records import texts
 from selfkd.sampling.base import Answer, Completion, Engine, Request, Sampling, Work
 from selfkd.sampling.desk import Desk
@@ -39,8 +37,14 @@ COMPLETIONS = pa.schema(
 )
 """`index` counts the completions of a request."""
 
-CANARY_END = 40
-"""Tokens at the end of a canary that are scored one by one."""
+CANARY_END = 16
+"""Tokens at the end of the longest canary that are scored one by one: each takes a prompt of its
+own, and what none of the caches holds of it is computed again."""
+
+IN_HAND = 4096
+"""Sequences that an engine is given at once (two full batches, if those are more), and that it is
+left to do when it is given more. That happens only while the driver takes what is done: so at most
+twice as many wait here for a slow one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,7 @@ class SamplerActor(Receiver):
 
     def __init__(self, engine: EngineOptions, policy: str, path: str, seed: int) -> None:
         self._desk = Desk(lambda: _start(engine, policy, path, seed))
+        self._in_hand = max(IN_HAND, 2 * engine.options.get("max_num_seqs", 0))
 
     @property
     def _engine(self) -> Engine:
@@ -135,10 +140,6 @@ class SamplerActor(Receiver):
         """The policy whose weights are held."""
         return self._engine.policy
 
-    def versions(self) -> tuple[str, dict[str, str]]:
-        """The name of this node, and the versions of what is installed on it."""
-        return socket.gethostname(), versions()
-
     def sleep(self) -> bool:
         """Give the engine's memory back until it is loaded again; False where it cannot."""
         return self._desk.alone(lambda engine: engine.sleep())
@@ -151,20 +152,21 @@ class SamplerActor(Receiver):
         """How well the weights held agree with the trainer's, and the caches with the weights.
 
         Completions read cached prefixes, which log-probabilities of a whole sequence never do: so
-        the end of each sequence is scored in both ways.
+        the end of the longest sequence is scored in both ways.
         """
         return self._desk.alone(lambda engine: self._agreement(engine, expected))
 
     def _agreement(self, engine: Engine, expected: Canary) -> Agreement:
         sequences = self._sequences(expected)
-        weights, caches = [], []
-        for tokens, got, (_, wanted) in zip(
-            sequences, engine.logprobs(sequences), expected, strict=True
-        ):
-            weights.append(_distance(got, wanted[: len(tokens)]))
-            count = min(CANARY_END, len(tokens) - 1)
-            caches.append(_distance(engine.last_logprobs(tokens, count), got[-count:]))
-        return Agreement(max(weights), max(caches))
+        scored = engine.logprobs(sequences)
+        weights = max(
+            _distance(got, wanted[: len(got)])
+            for got, (_, wanted) in zip(scored, expected, strict=True)
+        )
+        longest = max(range(len(sequences)), key=lambda i: len(sequences[i]))
+        tokens, got = sequences[longest], scored[longest]
+        count = min(CANARY_END, len(tokens) - 1)
+        return Agreement(weights, _distance(engine.last_logprobs(tokens, count), got[-count:]))
 
     def _sequences(self, canary: Canary) -> list[list[int]]:
         # One token less than the context: an engine writes one whenever it scores.
@@ -173,14 +175,18 @@ class SamplerActor(Receiver):
     def generate(
         self, policy: str, shards: Sequence[ShardRequests], sampling: Sampling
     ) -> Iterator[Shard | Progress]:
-        """Complete every shard's requests; yield shards as they fill, and progress in between."""
+        """Complete every shard's requests; yield shards as they fill, and progress in between.
+
+        Where nobody takes what is yielded, no more than is in hand gets done.
+        """
         shard_of = {r.id: index for index, requests in shards for r in requests}
         order = {index: [r.id for r in requests] for index, requests in shards}
         done: dict[int, dict[str, list[Completion]]] = {index: {} for index in order}
         requests = tokens = 0
         started = reported = time.monotonic()
         every = tuple(r for _, shard in shards for r in shard)
-        for request_id, answer in self._desk.answers(policy, Work(every, sampling)):
+        at_once = self._in_hand // max((r.n for r in every), default=1) or 1
+        for request_id, answer in self._desk.answers(policy, Work(every, sampling), at_once):
             completions: list[Completion] = answer  # type: ignore[assignment]
             index = shard_of[request_id]
             done[index][request_id] = completions

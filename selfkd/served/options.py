@@ -117,11 +117,15 @@ def check_server(options: ServerOptions) -> None:
     options.key()
 
 
+KEY = "[key]"
+"""What stands where a key stood."""
+SHORTEST_KEY = 8
+"""A shorter one, such as EMPTY, is no secret, and may be any word of an answer."""
 _SECRET = re.compile(r"\b(sk-|hf_|gsk_|xai-|AIza|Bearer\s+)[A-Za-z0-9_\-.]{6,}")
 
 
 def redacted(text: str, key: str) -> str:
     """`text` without the key, whole or in part, and without what looks like one."""
     if key:
-        text = text.replace(key, "[key]")
-    return _SECRET.sub("[key]", text)
+        text = text.replace(key, KEY)
+    return _SECRET.sub(KEY, text)

@@ -127,7 +127,10 @@ class Purse:
         """Whether nothing is under way."""
         return self._reserved.calls == 0
 
-    def said(self, limit: str) -> str:
-        """How much of a limit is used, in words."""
+    def said(self, limit: str, more: Amount) -> str:
+        """How much of a limit is used, and how much `more` may take, in words."""
         spent, most = getattr(self._spending.spent, limit), getattr(self._budget, limit)
-        return f"{spent:.4g} of {most:g} usd" if limit == "usd" else f"{spent} of {most} {limit}"
+        next_one = f", and one more request may take {getattr(more, limit):.4g}"
+        if limit == "usd":
+            return f"{spent:.4g} of {most:g} usd{next_one}"
+        return f"{spent} of {most} {limit}{next_one if limit == 'tokens' else ''}"
