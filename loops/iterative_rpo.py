@@ -15,7 +15,7 @@ steps on held-out prompts; here epochs are fixed and the gate guards what is kep
 
 from pydantic import Field
 
-from selfkd import DPO, LoopOptions, Run, fewshot, k_zip, loop
+from selfkd import DPO, LoopOptions, Round, Run, Samples, fewshot, k_zip, loop
 
 
 class IterativeRPOOptions(LoopOptions):
@@ -35,20 +35,21 @@ class IterativeRPOOptions(LoopOptions):
     """Worked examples (question, answer) shown while sampling, never trained on."""
 
 
+def sampled(round: Round, run: Run, options: IterativeRPOOptions) -> Samples:
+    """N answers to each prompt, at the round's temperature."""
+    sampling, view = run.config.sampling, fewshot(options.shots)
+    if options.temperatures:
+        temperature = round.scheduled(options.temperatures)
+        sampling = sampling.model_copy(update={"temperature": temperature})
+    return round.generate(run.prompts, n=options.samples_per_prompt, sampling=sampling, view=view)
+
+
 @loop("iterative_rpo", paper="arXiv:2404.19733")
 def iterative_rpo(run: Run, options: IterativeRPOOptions) -> None:
-    view = fewshot(options.shots)
     for round in run.rounds(options.rounds):
-        sampling = run.config.sampling
-        if options.temperatures:
-            temperature = round.scheduled(options.temperatures)
-            sampling = sampling.model_copy(update={"temperature": temperature})
-        samples = round.generate(
-            run.prompts, n=options.samples_per_prompt, sampling=sampling, view=view
-        )
-        scored = round.judge(samples, run.judge)
+        scored = round.judge(sampled(round, run, options), run.judge)
         pairs = round.pair(scored, rule=k_zip(options.pairs_per_prompt))
         round.train(DPO(pairs, beta=options.beta, alpha=options.alpha), start="previous")
         round.evaluate(run.heldout, run.gold_judge)
     last = run.final_round()
-    last.judge(last.generate(run.prompts, n=options.samples_per_prompt, view=view), run.judge)
+    last.judge(sampled(last, run, options), run.judge)

@@ -12,7 +12,9 @@ that is learnt. Where the vote is mostly wrong, the policy becomes sure of what 
 is the judge `majority`; `gold_judge` only measures.
 
 Departures: the paper does one round; `rounds` may be more. The two answer-only formats have one row
-a question, where the paper has one a path.
+a question, where the paper has one a path. Paths that were cut off have no vote (`majority`).
+Held-out answers are greedy; the paper also votes on them after training, at temperature 1.2. Its
+10,000 steps at rate 5e-5 on batches of 32 are config (`train`).
 """
 
 from typing import Literal

@@ -13,9 +13,11 @@ a position, each judgement gets a strength; the strongest is preferred to the we
 The answers' scores are those of the judge `self_reward` (the paper: 11 draws); the meta-judge is
 part of the loop, for its correction of a preference for a position is over the whole round.
 
-Departures: the Elo ratings are Bradley-Terry strengths with half a game of prior. The seed judge
-(EFT) is that of `self_rewarding` with `seed_stage`: start from its policy. Judgements longer than
-the token limit are cut off and never chosen, where the paper drops long winners by a threshold.
+Departures: the Elo ratings are Bradley-Terry strengths with half a game of prior. Only `compared`
+judgements of an answer meet each other, where in the paper all 11 do. The seed judge (EFT) is that
+of `self_rewarding` with `seed_stage`: start from its policy. Judgements longer than the token limit
+are cut off and never chosen, where the paper drops long winners by a threshold. Instructions are
+made up as in `self_rewarding`; the paper has 20,000, written by a larger model beforehand.
 """
 
 from itertools import permutations
@@ -23,11 +25,23 @@ from pathlib import Path
 
 from pydantic import Field
 
-from selfkd import DPO, Pairs, Round, Run, Scored, best_worst, judgements, length_controlled, loop
-from selfkd.loops.self_rewarding import SelfRewardingOptions, created, judged
+from selfkd import (
+    DPO,
+    Pairs,
+    Prompt,
+    Round,
+    Run,
+    Scored,
+    best_worst,
+    judgements,
+    length_controlled,
+    loop,
+)
+from selfkd.instructions import self_instruct
+from selfkd.loops.self_rewarding import SelfJudgingOptions, judged
 
 
-class MetaRewardingOptions(SelfRewardingOptions):
+class MetaRewardingOptions(SelfJudgingOptions):
     """Options of Meta-Rewarding."""
 
     samples_per_prompt: int = Field(7, ge=2)
@@ -37,11 +51,11 @@ class MetaRewardingOptions(SelfRewardingOptions):
     judge_rounds: int = Field(2, ge=0)
     """Rounds in which the judge learns as well."""
     compared: int = Field(3, ge=2)
-    """Judgements of an answer that are compared, each with each in both orders."""
+    """Judgements of an answer that are compared, each with each in both orders (the paper: 11)."""
     versus: str = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").rstrip()
     """How two judgements are compared: {question}, {response}, {first} and {second}, and {mark}."""
-    winner_pattern: str = r"Winner:\s*([AB])\s*$"
-    """The last line that matches names the winner: its first group, A or B."""
+    winner_pattern: str = r"^[\s*#]*Winner\**:(?:[\s*]*([AB])[\s*.]*$)?"
+    """The last line that matches names the winner: its first group, A or B, if it has one."""
 
 
 def judge_pairs(round: Round, run: Run, scored: Scored, options: MetaRewardingOptions) -> Pairs:
@@ -59,9 +73,13 @@ def judge_pairs(round: Round, run: Run, scored: Scored, options: MetaRewardingOp
 
 @loop("meta_rewarding", paper="arXiv:2407.19594")
 def meta_rewarding(run: Run, options: MetaRewardingOptions) -> None:
-    made = []
+    if options.judge_rounds:  # what the judge could not learn is refused before anything is asked
+        judgements.reader(run.blind_judge)
+        judgements.ask_which([], options.versus)
+    made: list[Prompt] = []
     for round in run.rounds(options.rounds):
-        samples = round.generate(created(round, run, made, options), n=options.samples_per_prompt)
+        prompts = self_instruct(round, made, options.created_per_round, options.rouge_limit)
+        samples = round.generate(prompts, n=options.samples_per_prompt)
         scored = judged(round, run, samples, options)
         pairs = [round.pair(scored, rule=length_controlled(options.rho))]
         if round.number < options.judge_rounds:

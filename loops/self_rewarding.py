@@ -9,10 +9,12 @@ answer several times with the same policy on an additive 5-point scale and avera
 `self_reward`); pair best and worst, no ties; DPO from the last policy, which is also the reference.
 
 Departures: the truth behind EFT is `gold_judge` (right or wrong) where the paper has human
-rankings. The policy makes its instructions itself; in the paper's main run a larger chat model
-does. Any judge that needs no reference may take the place of `self_reward`, but only that one has
-judgements for the seed stage. `gold_judge` also looks at what the policy judged (label `audit`), at
-answers to held-out prompts where made-up ones have no reference; nothing is learnt from that.
+rankings, and the judgements are the base's where it takes those of a model tuned on IFT. The policy
+makes its instructions itself, drawn like its answers (`sampling`); in the paper's main run a larger
+chat model does, at temperature 0.6 and top-p 0.9. Any judge that needs no reference may take the
+place of `self_reward`, but only that one has judgements for the seed stage. `gold_judge` also looks
+at what the policy judged (label `audit`), at answers to held-out prompts where made-up ones have no
+reference; nothing is learnt from that.
 """
 
 from pydantic import Field
@@ -32,19 +34,17 @@ from selfkd import (
     everything,
     finished,
     from_columns,
-    instructions,
     judgements,
     loop,
 )
+from selfkd.instructions import self_instruct
 
 
-class SelfRewardingOptions(LoopOptions):
-    """Options of Self-Rewarding."""
+class SelfJudgingOptions(LoopOptions):
+    """Options of loops whose policy judges itself."""
 
     samples_per_prompt: int = Field(4, ge=2)
     """Answers to each prompt."""
-    pass_score: float = 3.0
-    """Seed stage: a judgement agrees with the truth if right answers get this much, others less."""
     beta: float = Field(0.1, gt=0)
     """How strongly the policy is held to the reference."""
     alpha: float = Field(0.0, ge=0)
@@ -53,15 +53,22 @@ class SelfRewardingOptions(LoopOptions):
     """Instructions to ask for each round; 0 takes the config's prompts as they are."""
     rouge_limit: float = Field(0.7, gt=0, le=1)
     """A new instruction with this ROUGE-L to an earlier one is dropped."""
-    seed_stage: bool = False
-    """Spend round 0 on IFT and EFT."""
     probes: int = Field(1, ge=1)
     """Answers to each held-out prompt that judge and gold score, where prompts are made up."""
+
+
+class SelfRewardingOptions(SelfJudgingOptions):
+    """Options of Self-Rewarding."""
+
+    seed_stage: bool = False
+    """Spend round 0 on IFT and EFT."""
+    pass_score: float = 3.0
+    """Seed stage: a judgement agrees with the truth if right answers get this much, others less."""
     completion: str = "{answer}"
     """Seed stage: the given answer, with columns of the prompt filled in."""
 
 
-def judged(round: Round, run: Run, samples: Samples, options: SelfRewardingOptions) -> Scored:
+def judged(round: Round, run: Run, samples: Samples, options: SelfJudgingOptions) -> Scored:
     """The policy's verdicts on its samples, with gold's beside them where that is possible."""
     scored = round.judge(samples, run.blind_judge)
     if not round.audit(samples, run.gold_judge) and run.gold_judge and run.heldout:
@@ -69,21 +76,6 @@ def judged(round: Round, run: Run, samples: Samples, options: SelfRewardingOptio
         round.judge(probe, run.judge)
         round.audit(probe, run.gold_judge)
     return scored
-
-
-def created(
-    round: Round, run: Run, made: list[Prompt], options: SelfRewardingOptions
-) -> list[Prompt]:
-    """The prompts of a round: new instructions, also added to `made`, or the config's."""
-    if not options.created_per_round:
-        return run.prompts.train(round.number)
-    texts, old = [p.text for p in run.prompts.train(round.number)], [p.text for p in made]
-    asked = instructions.creation_prompts(texts, old, options.created_per_round, round.rng)
-    rule = finished() | instructions.novel([*texts, *old], options.rouge_limit)
-    drawn = round.generate(asked, n=1, label="instructions")
-    found = [instructions.instruction(s.completion) for s, _ in round.keep(drawn, rule).rows()]
-    made += [Prompt.of(text) for text in found]
-    return made[len(old) :]
 
 
 def seed(round: Round, run: Run, options: SelfRewardingOptions) -> None:
@@ -94,7 +86,10 @@ def seed(round: Round, run: Run, options: SelfRewardingOptions) -> None:
     truth = round.audit(samples, run.gold_judge)
     texts = {p.id: from_columns(options.completion)(p) for p in samples.prompts}
     learnt = [round.keep(round.demonstrate(samples.prompts, texts, label="given"), everything())]
-    if truth:
+    if truth is None:
+        text = "the seed stage learns no judgements: there is no gold judge, or it lacks answers"
+        run.emit("message", text=text, level="warning")
+    else:
         drawn = written.judgements
         agrees, told = judgements.agreement(drawn.rows, read, truth.verdicts, options.pass_score)
         scored = round.score(drawn, agrees, judge="agreement", answers=told)
@@ -109,7 +104,7 @@ def self_rewarding(run: Run, options: SelfRewardingOptions) -> None:
         if options.seed_stage and round.number == 0:
             seed(round, run, options)
         else:
-            prompts = created(round, run, made, options)
+            prompts = self_instruct(round, made, options.created_per_round, options.rouge_limit)
             samples = round.generate(prompts, n=options.samples_per_prompt)
             scored = judged(round, run, samples, options)
             pairs = round.pair(scored, rule=best_worst())

@@ -12,7 +12,8 @@ The schedule is part of the method: lambda (here `betas`) rises and the learning
 rounds. In small experiments a second round with the first one's settings destroys the policy.
 
 Departures: the defaults are the paper's (reference code: beta 0.1, rate 5e-7 and 3 epochs in all
-rounds), but learning rates are factors on the config's. The judge only measures.
+rounds), but learning rates are factors on the config's, and its 2 epochs a round are config too
+(`train.epochs`). The YAML has other numbers, as its comments say. The judge only measures.
 """
 
 from pydantic import model_validator

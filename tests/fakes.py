@@ -124,6 +124,7 @@ class ScriptedRun(Run):
         judge: JudgeSpec,
         batches: Iterator[list[Sample]],
         calls: EngineCalls | None = None,
+        again: str = "",
     ) -> Iterator[list[Verdict]]:
         judged = Nested(judge, DirectCaller(calls) if calls else None)
         return (judged.judge(batch) for batch in batches)

@@ -127,5 +127,15 @@ def test_what_was_given_is_preferred_to_each_of_ones_own():
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("given", ["a", "d"])
+def test_a_copy_of_what_was_given_costs_no_other_pair_whichever_came_first(given):
+    """Of three of the policy's own one is the given text; SPIN lists its own before the given."""
+    texts = {"a": "xyzx", "d": "xyzx"}[given]
+    copy, own = {"a": ("d", "bc"), "d": ("a", "bc")}[given]
+    found, reasons = pairs(given_own(), candidates([None] * 4, texts=texts, given=given))
+    assert found == [given + one for one in own]
+    assert [n for n, r in zip("abcd", reasons, strict=True) if r == "duplicate"] == [copy]
+
+
 def test_one_prompt_never_meets_another():
     assert pairs(best_worst(), candidates([5, 1], "pq"))[1] == ["nothing to compare with"] * 2

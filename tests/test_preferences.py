@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel
@@ -23,6 +24,8 @@ from selfkd.training.reference import TwinCollator
 from selfkd.training.sft import IGNORED
 from selfkd.training.trainer import LocalTrainer, _load, _make_trainer
 from tests.test_training import END, job, log_of, logprobs
+from tests.testbed.addition import write_prompts
+from tests.testbed.play import play
 
 SIZES = [(5, 9, 4), (20, 3, 12), (11, 11, 2), (2, 30, 8)]
 """Tokens of prompt, chosen and rejected completion."""
@@ -228,6 +231,55 @@ def test_kto_parts_the_desirable_from_the_others(tiny_model: Path, tmp_path: Pat
     LocalTrainer().train(made)
     last = log_of(made)[-1]
     assert last["desirable_shift"] > 0.5 > -0.5 > last["undesirable_shift"]
+
+
+UNPAIRED = """
+from selfkd import KTO, LoopOptions, Run, everything, loop
+
+
+@loop("unpaired")
+def unpaired(run: Run, options: LoopOptions) -> None:
+    for round in run.rounds(options.rounds):
+        scored = round.judge(round.generate(run.prompts, n=4), run.judge)
+        round.train(KTO(round.keep(scored, everything()), desirable=0.5))
+
+
+def by_length(sample):
+    return (0.0, 0.7, None)[len(sample.completion) % 3]
+"""
+
+
+def test_kto_trains_on_the_verdicts_of_a_round(tiny_model: Path, tmp_path: Path) -> None:
+    """By a loop that ends with its training: nothing is measured, and no round comes after."""
+    file = tmp_path / "mine.py"
+    file.write_text(UNPAIRED)
+    prompts, heldout = (
+        write_prompts(tmp_path / name, sums)
+        for name, sums in (("a.jsonl", [(i, 7) for i in range(6)]), ("b.jsonl", [(9, 9)]))
+    )
+    play(
+        tmp_path / "runs", f"{file}:unpaired", tiny_model, prompts, heldout, rounds=1,
+        judge=f"{file}:by_length", train={"learning_rate": 3e-3, "batch_size": 8, "epochs": 4},
+    )  # fmt: skip
+    (round,) = (tmp_path / "runs").glob("*/rounds/000")
+    tables = {
+        verb: pq.read_table(next(round.glob(f"??-{verb}/00000.parquet"))).to_pylist()
+        for verb in ("generate", "judge", "train")
+    }
+    tokens = {row["id"]: row["tokens"] for row in tables["generate"]}
+    rewards = {row["sample_id"]: row["reward"] for row in tables["judge"]}
+    assert {*rewards.values()} == {0.0, 0.7, None}
+    # What has no reward is not learnt from; of the rest one side or the other is empty.
+    learnt = {row["sample_ids"][0]: row for row in tables["train"]}
+    assert learnt.keys() == {id for id, reward in rewards.items() if reward is not None}
+    for id, row in learnt.items():
+        sides = (row["completion_tokens"], row["rejected_tokens"])
+        assert sides == ((tokens[id], None) if rewards[id] == 0.7 else ([], tokens[id]))
+    log = [json.loads(line) for line in next(round.glob("*-train/log.jsonl")).open()]
+    assert log[-1]["desirable_shift"] > log[-1]["undesirable_shift"]
+    trained = load_file(round.parents[1] / "policies" / "round-001" / "model.safetensors")
+    base = load_file(tiny_model / "model.safetensors")
+    assert any(not torch.equal(trained[name], base[name]) for name in base)
 
 
 def test_settings_that_are_no_loss_are_refused() -> None:
