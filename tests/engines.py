@@ -77,3 +77,9 @@ def inside(pool: SamplerPool, function: Callable[..., object]) -> Any:
 
 def process(pool: SamplerPool) -> int:
     return inside(pool, lambda actor: os.getpid())
+
+
+def resident_mib(pid: int) -> float:
+    """Memory that a process of this machine holds."""
+    status = Path(f"/proc/{pid}/status").read_text().split()
+    return int(status[status.index("VmRSS:") + 1]) / 1024

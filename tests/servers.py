@@ -35,6 +35,11 @@ class Asked:
         """The last message."""
         return str(self.body["messages"][-1]["content"])
 
+    @property
+    def key(self) -> str:
+        """The key that it came with."""
+        return self.headers["authorization"].removeprefix("Bearer ")
+
 
 @dataclass
 class Server:

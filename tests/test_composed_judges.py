@@ -7,6 +7,7 @@ import pytest
 
 from selfkd.config import load
 from selfkd.errors import UsageError
+from selfkd.judgecalls import StopJudging
 from selfkd.judging import JudgeSpec
 from tests.callers import ScriptedCaller, answer, judged
 
@@ -126,6 +127,54 @@ def test_the_inner_judges_are_part_of_the_identity(own):
     assert identity({"use": "random", "seed": 1}) != identity({"use": "random", "seed": 2})
     Path(own).write_text(OWN.replace("not this one", "nor this one"))
     assert identity(f"{own}:length") != first
+
+
+PAID = '''
+from pathlib import Path
+
+from selfkd.errors import Stopped
+from selfkd.judgecalls import StopJudging
+import selfkd
+
+@selfkd.judge("paid", cacheable=True)
+def paid(sample):
+    """Has money for texts without a "!"."""
+    if "!" in sample.completion:
+        raise StopJudging(Stopped("no money left"))
+    with (Path(__file__).parent / "paid.txt").open("a") as file:
+        file.write(sample.completion + "\\n")
+    return sample.verdict(2.0, cost_usd=0.5)
+
+def free(sample):
+    return float(len(sample.tokens))
+'''
+
+
+def test_what_is_paid_for_inside_a_composition_is_kept_by_itself(tmp_path):
+    (tmp_path / "mine.py").write_text(PAID)
+    paid, free = (f"{tmp_path / 'mine.py'}:{name}" for name in ("paid", "free"))
+
+    def asked(use: str, *texts: str, tokens: int = 1, **options: Any) -> tuple[list[str], Any]:
+        (tmp_path / "paid.txt").write_text("")
+        caller = ScriptedCaller()
+        caller.kept = tmp_path / "verdicts"  # as the process of a run's judge has it
+        samples = [answer(text, k=k, tokens=(0,) * tokens) for k, text in enumerate(texts)]
+        verdicts = judged(use, samples, caller, **options)
+        return (tmp_path / "paid.txt").read_text().split(), verdicts
+
+    judges = [paid, free]
+    first, verdicts = asked("ensemble", "a", "b", judges=judges)
+    assert first == ["a", "b"] and [v.cost_usd for v in verdicts] == [0.5, 0.5]
+    # Other weights, another judge beside it, other tokens: none of these is what was paid for.
+    again, verdicts = asked("ensemble", "b", "a", "c", judges=judges, weights=[3, 1], tokens=9)
+    assert again == ["c"] and [v.cost_usd for v in verdicts] == [0, 0, 0.5]
+    assert [v.reward for v in verdicts] == [(2 * 3 + 9) / 4] * 3
+    assert asked("cascade", "a", judges=[free, paid])[0] == []
+    deep = {"use": "ensemble", "judges": [paid]}
+    assert asked("length_penalised", "a", judge=deep)[0] == []
+    with pytest.raises(StopJudging):
+        asked("ensemble", "d", "!", "e", judges=judges)
+    assert asked("ensemble", "d", "e", judges=judges)[0] == ["e"]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ class Slow:
         self.policy = "base"
         self.thread = threading.current_thread()
         self.lines: dict[bool, list[str]] = {True: [], False: []}
+        self.given: list[str] = []
         self.go = threading.Semaphore(0)
         self.dropped: list[str] = []
         self.fail: Exception | None = None
@@ -39,6 +40,7 @@ class Slow:
         if work.schema == "bad":
             raise ValueError("no such schema")
         self.lines[work.urgent] += [r.id for r in work.requests]
+        self.given += [r.id.partition("/")[2] for r in work.requests]
 
     def step(self) -> list[tuple[str, Answer]]:
         assert threading.current_thread() is self.thread
@@ -143,6 +145,27 @@ def test_nobody_works_for_one_who_gave_up(desk: Desk) -> None:
     assert [i for i, _ in desk.answers("base", work("d"))] == ["d"]
     # b may have been in work already.
     assert {name.partition("/")[2] for name in slow(desk).dropped} in ({"b", "c"}, {"c"})
+
+
+def test_the_engine_is_given_more_only_as_its_answers_are_taken(desk: Desk) -> None:
+    slow(desk).go.release(99)
+    generated = desk.answers("base", work(*"abcdefg"), at_once=2)
+    taken = ""
+    # What was given once all of that is done: always two more than are taken, and never four.
+    for given in ("ab", "ab", "abcd", "abcd", "abcdef", "abcdef", "abcdefg", "abcdefg"):
+        assert "".join(desk.alone(lambda engine: engine.given)) == given  # type: ignore[attr-defined]
+        taken += next(generated, ("", []))[0]
+    assert taken == "abcdefg"
+
+
+def test_who_gives_up_leaves_nothing_that_was_not_handed_in(desk: Desk) -> None:
+    given_up = desk.answers("base", work(*"abcde"), at_once=2)
+    slow(desk).go.release(9)
+    next(given_up)
+    assert isinstance(given_up, Generator)
+    given_up.close()
+    assert [i for i, _ in desk.answers("base", work("f"))] == ["f"]
+    assert slow(desk).given == ["a", "b", "f"]
 
 
 def test_an_engine_that_cannot_start_says_so_at_once() -> None:

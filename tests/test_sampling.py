@@ -5,23 +5,41 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from selfkd.cluster import ActorLost, Cluster, Place
 from selfkd.errors import DataError, InfrastructureError, Stopped
 from selfkd.hardware import has_gpu
+from selfkd.judgepool import JudgePool
+from selfkd.judging import resolve_judge
+from selfkd.records import Prompt, Sample
+from selfkd.round import Round
+from selfkd.run import Run
 from selfkd.sampling.actor import EngineOptions, SamplerActor, Shard
 from selfkd.sampling.base import Completion, Request, Sampling, Work
 from selfkd.sampling.pool import SamplerPool
 from selfkd.sampling.transformers import TransformersEngine
 from selfkd.stopping import Patient
-from tests.engines import Weights, by_request, canary_of, drawn, edited, inside, make_pool, process
+from tests.engines import (
+    Weights,
+    by_request,
+    canary_of,
+    drawn,
+    edited,
+    inside,
+    make_pool,
+    process,
+    resident_mib,
+)
+from tests.fakes import scripted_run
+from tests.testbed.addition import write_prompts
 
 END = 1
 PROMPTS = [tuple(range(10 + i, 10 + i + length)) for i, length in enumerate((3, 12, 7, 25))]
@@ -321,6 +339,82 @@ def test_a_stop_does_not_wait_for_ever() -> None:
         patient()
 
 
+WAITS = """
+from pathlib import Path
+import time
+
+def waits(sample):
+    while not Path(__file__).with_name("go").exists():
+        time.sleep(0.05)
+    return 1.0
+"""
+
+
+def test_a_slow_judge_stops_the_engine_until_it_has_caught_up(
+    pool: SamplerPool, cluster: Cluster, tiny_model: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("selfkd.sampling.pool.AHEAD", 2)
+    (tmp_path / "waits.py").write_text(WAITS)
+    pool.hold("base", tiny_model, [])
+
+    def count(actor: Any) -> None:
+        def counted() -> Any:
+            found = step()
+            actor.answered += len(found)
+            return found
+
+        step, actor._engine.step = actor._engine.step, counted
+        actor._in_hand, actor.answered = 4, 0
+
+    inside(pool, count)
+    seen: list[int] = []
+
+    def check() -> None:
+        seen.append(inside(pool, lambda actor: actor.answered))
+        if len(seen) > 8 and seen[-8] == seen[-1]:
+            (tmp_path / "go").touch()
+
+    def batches() -> Iterator[list[Sample]]:
+        shards = [(i, (Request(f"k{i}", PROMPTS[i % 4]),)) for i in range(40)]
+        for item in pool.generate("base", tiny_model, [], shards, GREEDY):
+            if isinstance(item, Shard):
+                yield [Sample(f"k{item.index}", Prompt.of("a question"), 0, "an answer")]
+
+    spec = resolve_judge("waits.py:waits", tmp_path)
+    judges = JudgePool(spec, cluster, workers=1, timeout=60, check=check)
+    verdicts = judges.judge_batches(batches())
+    next(verdicts)
+    # Two with the judge, two on their way and one about to be, and not twice what is in hand.
+    assert 0 < seen[-1] < 2 + 2 + 1 + 2 * 4
+    assert len(list(verdicts)) == 39
+    judges.close()
+
+
+def test_verdicts_are_recorded_while_samples_are_still_made(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    sums = write_prompts(tmp_path / "sums.jsonl", [(i + 10, 12) for i in range(10)])
+    run = scripted_run(tmp_path, sums, lambda policy, text, k: "1", judging={"cache": False})
+    run._cluster = cluster
+    run.judge_batches = partial(Run.judge_batches, run)  # type: ignore[method-assign]
+    generate = run.scripted.generate
+    verdicts: list[int] = []
+
+    def watched(*arguments: Any) -> Iterator[Any]:
+        for item in generate(*arguments):
+            verdicts.append(len(list(run.ledger.round_dir(0).glob("*-judge/[0-9]*.parquet"))))
+            yield item
+
+    run.scripted.generate = watched  # type: ignore[method-assign]
+    round = Round(run, 0, "base")
+    scored = round.judge(round.generate(run.prompts, n=20), run.judge)
+    assert len(scored.verdicts) == 200
+    assert len(verdicts) == 4
+    # As each shard comes: the judge is one behind by then, or two.
+    assert all(there >= number - 1 for number, there in enumerate(verdicts))
+    run.close()
+
+
 def test_an_engine_that_is_killed_while_it_updates_is_replaced_by_one_that_is_right(
     pool: SamplerPool, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -357,6 +451,34 @@ def test_an_actor_that_crashes_is_quoted_and_one_that_cannot_be_placed_is_refuse
     if not has_gpu():
         with pytest.raises(InfrastructureError, match="Crashes wants 1 GPU, and this machine has"):
             cluster.start(Crashes, place=Place(gpus=1))
+
+
+def test_twenty_updates_leave_nothing_behind(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path
+) -> None:
+    # Large enough for a copy of it to show: 47 MB.
+    config = AutoConfig.from_pretrained(
+        tiny_model, hidden_size=512, intermediate_size=1024, num_hidden_layers=4, head_dim=256,
+        vocab_size=4096, initializer_range=0.02,
+    )  # fmt: skip
+    policies = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        path = tmp_path / f"policy{seed}"
+        AutoModelForCausalLM.from_config(config).save_pretrained(path)
+        AutoTokenizer.from_pretrained(tiny_model).save_pretrained(path)
+        policies.append((path, canary_of(path, CANARY)))
+    pool = make_pool(cluster, "transformers", dtype="float32")
+    pool.hold("base", *policies[0])
+    pid, memory = process(pool), []
+    for number in range(1, 21):
+        pool.hold(f"round-{number}", *policies[number % 2])
+        memory.append(resident_mib(pid))
+    assert process(pool) == pid
+    assert max(memory[4:]) < 1.05 * max(memory[:4])
+    got = inside(pool, lambda actor: actor._engine.logprobs(PROMPTS))
+    assert got == engine(policies[0][0]).logprobs(PROMPTS)
+    pool.close()
 
 
 def test_an_engine_that_keeps_dying_ends_the_run(pool: SamplerPool, tiny_model: Path) -> None:

@@ -1,6 +1,7 @@
 """Judges' calls to a real server on this machine, which misbehaves in every way that servers do."""
 
 import asyncio
+import itertools
 import json
 import math
 import socket
@@ -168,10 +169,70 @@ def test_trouble_that_passes_loses_no_call_and_repeats_none_that_was_answered(
 
 
 def test_a_pause_that_the_server_asks_for_holds_for_all_calls(server: Server) -> None:
-    server.behave = lambda a: failed(429, retry_after="1") if a.number == 1 else None
-    ask(server, calls(*QUESTIONS[:12]), concurrency=1)
-    assert len(server.asked) == 13
-    assert server.times[1] - server.times[0] >= 1
+    told: list[tuple[float, int]] = []
+
+    async def behave(asked: Asked) -> Any:
+        await asyncio.sleep(0.1 if asked.number == 2 else 0.3)
+        if asked.number == 2:
+            told.append((time.monotonic(), server.running))
+            return failed(429, retry_after="1")
+        return None
+
+    server.behave = behave
+    replies = ask(server, calls(*QUESTIONS[:12]), concurrency=8)
+    assert [r.texts for r in replies] == [("Score: 4",)] * 12
+    ((when, running),) = told
+    assert running == 4  # the others were answered, and made room, long before the pause was over
+    later = [t - when for t in server.times if t > when]
+    assert len(later) == 12 - 3 and min(later) >= 1
+
+
+def test_trouble_halves_what_is_under_way_at_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfkd.served.connection.BACKOFF", (0.01, 0.05))
+    first: list[int] = []
+    later: list[int] = []
+
+    async def behave(asked: Asked) -> Any:
+        if asked.number <= 40:
+            await asyncio.sleep(0.05)
+        elif asked.number <= 48:  # all of them together
+            await asyncio.sleep(0.7)
+            return failed(429, "slow down")
+        else:
+            (later if len(later) or answered else first).append(server.running)
+            await asyncio.sleep(0.1 if answered else 0.5)
+            answered.append(asked.number)
+        return None
+
+    answered: list[int] = []
+    server.behave = behave
+    replies = ask(server, calls(*(f"question {i}" for i in range(90))), concurrency=8)
+    assert all(r.texts == ("Score: 4",) for r in replies) and len(server.asked) == 98
+    assert server.most_running == 8
+    assert 2 <= max(first) <= 4
+    assert max(later) > 4
+
+
+def test_repetitions_wait_longer_each_time_and_not_all_as_long(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges: list[tuple[float, float]] = []
+    shares = itertools.cycle((0.1, 0.9, 0.5, 0.3))
+
+    def uniform(low: float, high: float) -> float:
+        ranges.append((low, high))
+        return low + next(shares) * (high - low)
+
+    monkeypatch.setattr("selfkd.served.connection.random.uniform", uniform)
+    monkeypatch.setattr("selfkd.served.connection.BACKOFF", (0.5, 0.7))
+    server.behave = lambda asked: failed(500) if asked.attempt <= 2 else None
+    replies = ask(server, calls(*QUESTIONS[:4]))
+    assert all(r.texts for r in replies) and len(server.asked) == 12
+    assert sorted(ranges) == [(0, 0.5)] * 4 + [(0, 0.7)] * 4
+    second = [t for a, t in zip(server.asked, server.times, strict=True) if a.attempt == 2]
+    assert max(second) - min(second) > 0.3
 
 
 def test_retry_after_is_read_in_all_its_forms() -> None:
@@ -292,9 +353,63 @@ def test_another_model_than_the_one_asked_for_stops_the_run(server: Server, tmp_
     error = stopped(server)
     assert isinstance(error, UsageError) and "answers as cheap-1" in str(error)
     assert ask(server, calls("q"), answers_as="cheap-1")[0].texts == ("Score: 5",)
-    for name in ("judge-1-2026-01-01", "judge-1"):
-        server.behave = lambda asked, name=name: said("Score: 5", asked.body, model=name)
-        assert ask(server, calls("q"), model="org/judge-1")[0].texts == ("Score: 5",)
+
+
+@pytest.mark.parametrize(
+    ("answers", "same"),
+    [
+        *((f"judge-1{end}", True) for end in ("", "-2026-01-01", "-20260101", "-08-2026")),
+        *((f"judge-1{end}", True) for end in ("-0613", "-001")),
+        *((f"judge-1{end}", False) for end in ("-mini", "-mini-2026-01-01", "-5", "-32k", "0")),
+    ],
+)
+def test_a_release_is_the_same_model_and_another_size_is_none(
+    server: Server, answers: str, same: bool
+) -> None:
+    server.behave = lambda asked: said("Score: 5", asked.body, model=answers)
+    for asked_for in ("judge-1", "org/judge-1"):
+        if same:
+            assert ask(server, calls("q"), model=asked_for)[0].texts == ("Score: 5",)
+        else:
+            assert f"answers as {answers}" in str(stopped(server, model=asked_for))
+
+
+def test_the_key_is_taken_out_of_whatever_a_server_says(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", SECRET)
+    monkeypatch.setattr("selfkd.served.connection.BACKOFF", (0.01, 0.05))
+
+    def behave(asked: Asked) -> Any:
+        refusal = {"message": {"refusal": f"Not for {asked.key}."}, "finish_reason": "stop"}
+        if asked.attempt == 1 and asked.text == "again":
+            return JSONResponse({"error": {"message": f"{'x' * 190}{asked.key}"}})
+        return {
+            "answer": said(f"Yours is {asked.key}. Score: 4", asked.body),
+            "refusal": said("", asked.body, choices=[refusal]),
+            "error": failed(400, f"{'x' * 290}{asked.key}"),
+            "model": said("", asked.body, model=f"for {asked.key}"),
+        }.get(asked.text)
+
+    server.behave = behave
+    given = {"api_key_env": "JUDGE_KEY"}
+    texts = ("answer", "refusal", "error", "again")
+    answer, refusal, error, _ = ask(server, calls(*texts), tmp_path, **given)
+    assert answer.texts == ("Yours is [key]. Score: 4",)
+    assert refusal.error == "refusal: Not for [key]."
+    assert error.error == f"HTTP 400: {'x' * 290}[key]"
+    assert "answers as for [key]" in str(stopped(server, "model", **given))
+    assert {a.key for a in server.asked} == {SECRET}
+    (record,) = tmp_path.iterdir()
+    assert record.read_text().count("[key]") == 2 and SECRET[:8] not in record.read_text()
+
+
+def test_a_key_that_is_no_secret_is_an_ordinary_word(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "content")
+    (reply,) = ask(server, calls("q"), api_key_env="JUDGE_KEY")
+    assert reply.texts == ("Score: 4",)
 
 
 @pytest.mark.parametrize(
@@ -318,6 +433,14 @@ def test_an_answer_without_text_is_an_error_that_keeps_its_cost(
     prices: dict[str, Any] = {"usd_per_million_input": 1e6, "usd_per_million_output": 2e6}
     (reply,) = ask(server, calls("q"), **prices)
     assert (reply.error, reply.texts, reply.cost_usd) == (error, (), 20.0)
+
+
+def test_what_a_content_filter_stops_is_a_refusal_and_ends_no_run(server: Server) -> None:
+    message = "The prompt triggered our content policy"
+    server.behave = lambda asked: failed(400, message, "content_filter")
+    replies = ask(server, calls(*QUESTIONS), concurrency=1)
+    assert {r.error for r in replies} == {f"refusal: {message}"}
+    assert len(server.asked) == len(QUESTIONS)
 
 
 def test_cut_off_answers_are_told(server: Server) -> None:
@@ -360,6 +483,26 @@ def test_a_budget_is_never_exceeded_and_the_run_goes_on_when_it_is_raised(
     with pytest.raises(StopJudging, match=r"used up"):  # what earlier sessions spent counts
         ask(server, calls("new"), tmp_path, budget={name: exact[name]}, **PRICES)
     assert len(server.asked) == 24
+
+
+def test_a_token_for_each_byte_takes_no_budget_beyond_its_end(
+    server: Server, tmp_path: Path
+) -> None:
+    schema = {"type": "object", "properties": {"why": {"description": "9" * 400}}}
+
+    def behave(asked: Asked) -> Any:
+        read = len(asked.text) + len(json.dumps(asked.body["response_format"]))
+        usage = {"prompt_tokens": read, "completion_tokens": 20, "total_tokens": read + 20}
+        return said("Score: 4", asked.body, usage=usage)
+
+    server.behave, server.delay = behave, 0.2
+    numbers = [f"{digit}" * 600 for digit in range(8)]
+    given: dict[str, Any] = {"budget": {"tokens": 4000}, "structured": True}
+    with pytest.raises(StopJudging, match=r"of 4000 tokens, and one more request may take \d+\)"):
+        ask(server, calls(*numbers, schema=schema), tmp_path, **given)
+    (file,) = tmp_path.iterdir()
+    spent = sum(json.loads(line)["tokens"] for line in file.read_text().splitlines())
+    assert 2000 < spent <= 4000
 
 
 def test_the_record_survives_a_torn_line_and_is_shared(server: Server, tmp_path: Path) -> None:

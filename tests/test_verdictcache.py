@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from selfkd.judging import resolve_judge
+import selfkd.judges
+import selfkd.loops
+from selfkd.judging import JudgeSpec, resolve_judge
 from selfkd.records import Prompt, Sample, Verdict
+from selfkd.siblings import own_files
 from selfkd.verdictcache import Store, VerdictCache, cache_file
 
 
@@ -99,7 +102,10 @@ def test_a_verdict_on_a_prompt_depends_on_all_its_samples(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("status", "kept"),
-    [("unparsed", True), ("abstained", True), ("error", False), ("timeout", False)],
+    [
+        *(("unparsed", True), ("refused", True), ("abstained", True)),
+        *(("error", False), ("timeout", False)),
+    ],
 )
 def test_failures_are_asked_again_judgements_are_not(
     tmp_path: Path, status: str, kept: bool
@@ -227,6 +233,68 @@ def test_a_judge_says_whether_its_verdicts_may_be_kept(tmp_path: Path) -> None:
     teacher = {"use": "teacher", "judge": "self_reward", "model": "m", "base_url": "http://a:1/v1"}
     served = resolve_judge(teacher, tmp_path)
     assert served.cacheable and served.calls and not served.writes
-    elsewhere = resolve_judge(teacher | {"base_url": "http://b:1/v1"}, tmp_path)
-    assert served.identity() == elsewhere.identity()  # the same model, reached in another way
     assert served.identity() != resolve_judge(teacher | {"model": "n"}, tmp_path).identity()
+    composed = {"use": "ensemble", "judges": ["mine.py:paid"]}
+    assert not resolve_judge(composed, tmp_path).cacheable  # the judge inside keeps its own
+
+
+def test_another_server_has_verdicts_of_its_own(tmp_path: Path) -> None:
+    teacher = {"use": "teacher", "judge": "self_reward", "model": "m"}
+
+    def at(url: str) -> JudgeSpec:
+        return resolve_judge(teacher | {"base_url": url}, tmp_path)
+
+    def asked(judge: JudgeSpec, policy: str = "") -> list[str]:
+        cache, samples = VerdictCache.of(judge, policy, tmp_path / "v"), [sample("x")]
+        cache.serve(samples, ask := Judge(samples))
+        cache.close()
+        return ask.asked
+
+    here, there = at("http://a:1/v1"), at("http://b:1/v1")
+    # A run may go on at another address: whoever moves it knows that the weights are the same.
+    # What is kept for good outlives that knowledge: other weights may go by the name elsewhere.
+    assert here.identity() == there.identity()
+    assert asked(here) == ["q-x-0"] and asked(here) == asked(at("http://a:1/v1/")) == []
+    assert asked(there) == ["q-x-0"]
+    assert asked(here, "another policy") == ["q-x-0"]
+
+
+def test_what_a_judges_file_imports_from_its_folder_is_part_of_the_judge(tmp_path: Path) -> None:
+    files = {
+        "mine.py": "import json, words\nfrom kit.near import near\nimport random\n"
+        "def f(sample):\n    import late\n    return 1\n",
+        "words.py": "import deep\nGOOD = 1\n",
+        "deep.py": "import words\nWORSE = 0\n",
+        "late.py": "LATE = 1\n",
+        "kit/__init__.py": "",
+        "kit/near.py": "from . import far\ndef near(): return 1\n",
+        "kit/far.py": "FAR = 1\n",
+        "random.py": "raise SystemExit('it shadows nothing')\n",
+        "other.py": "",
+    }
+    (tmp_path / "kit").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+
+    def identity() -> str:
+        return resolve_judge("mine.py:f", tmp_path).identity()
+
+    first = identity()
+    for name, text in files.items():
+        if name not in ("random.py", "other.py"):
+            (tmp_path / name).write_text(f"{text}# changed\n")
+            assert identity() != first, name
+            (tmp_path / name).write_text(text)
+    for name in ("random.py", "other.py"):
+        (tmp_path / name).write_text("# changed\n")
+    (tmp_path / "unused.py").write_text("")
+    assert identity() == first
+
+
+def test_files_of_a_package_are_found_by_its_name() -> None:
+    judges = Path(selfkd.judges.__path__[0])
+    names = [f.name for f in own_files(judges / "majority.py", "selfkd.judges")]
+    assert names == ["choice.py", "majority.py", "number.py"]
+    loops = Path(selfkd.loops.__path__[0])
+    names = [f.name for f in own_files(loops / "meta_rewarding.py", "selfkd.loops")]
+    assert names == ["meta_rewarding.py", "self_rewarding.py"]

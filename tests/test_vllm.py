@@ -24,7 +24,16 @@ from selfkd.sampling.actor import Agreement, Canary, Shard
 from selfkd.sampling.base import Completion, Request, Sampling, Weighing, Work
 from selfkd.sampling.pool import CACHES_LIMIT, WEIGHTS_LIMIT, SamplerPool
 from selfkd.training.base import TrainJob, TrainOptions
-from tests.engines import by_request, canary_of, drawn, edited, inside, make_pool, process
+from tests.engines import (
+    by_request,
+    canary_of,
+    drawn,
+    edited,
+    inside,
+    make_pool,
+    process,
+    resident_mib,
+)
 
 pytestmark = pytest.mark.lengthy
 
@@ -249,6 +258,24 @@ def test_an_update_in_place_is_right_and_a_missing_part_of_it_shows(
     assert process(pool) == pid
     assert right.weights < WEIGHTS_LIMIT[DTYPE] / 1.5
     assert right.caches < CACHES_LIMIT[DTYPE] / 5
+
+
+def test_twenty_updates_leave_nothing_behind(
+    pool: SamplerPool, smollm2: Path, requests: list[Request], trained: tuple[Path, Canary]
+) -> None:
+    base = smollm2, canary_of(smollm2, list(requests[0].prompt_tokens))
+    sequences = [r.prompt_tokens for r in requests]
+    pool.hold("round-0", *trained)
+    pid, memory = process(pool), []
+    for number in range(1, 21):
+        pool.hold(f"round-{number}", *(base if number % 2 else trained))
+        memory.append(resident_mib(pid))
+    assert process(pool) == pid
+    assert max(memory[4:]) < 1.05 * max(memory[:4])
+    updated = inside(pool, lambda actor: actor._engine.logprobs(sequences))
+    pool.close()
+    pool.hold("round-20", *trained)
+    assert inside(pool, lambda actor: actor._engine.logprobs(sequences)) == updated
 
 
 def test_a_damaged_checkpoint_leaves_the_engine_as_it_was(
