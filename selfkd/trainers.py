@@ -1,6 +1,7 @@
 """The driver's side of training: keeps the trainer's processes, and follows what they log."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from selfkd.training.base import LESS_MEMORY, TrainJob, TrainReport
 
 LONGEST = 7 * 86_400
 """Seconds that a training may take."""
-GRACE = 3.0
+GRACE = 10.0
 """Seconds in which the death of one worker shows, once another has complained."""
 SHARED = ("sft", "dpo")
 """Objectives whose loss is a sum over examples, so that several workers may each do a part."""
@@ -141,9 +142,10 @@ class Trainers:
             return self._cluster.get_all(refs, what, timeout=LONGEST, check=check)
         except InfrastructureError as error:
             # Where one died, another may be the first to complain: it lost its connection.
+            deadline = time.monotonic() + GRACE
             for ref in refs:
                 try:
-                    self._cluster.get(ref, what, timeout=GRACE)
+                    self._cluster.get(ref, what, timeout=deadline - time.monotonic())
                 except ActorLost as lost:
                     raise lost from error
                 except Exception:  # of one that lives

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,24 @@ def test_a_worker_that_is_killed_ends_the_training_in_order(
         trainers.train(endless, kill)
     assert caught.value.exit_code == 5
     assert not trainers._actors  # the one that lives waits for nothing
+
+
+def test_a_death_is_told_where_it_shows_after_what_it_did_to_another(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path
+) -> None:
+    class Complains(LocalTrainer):
+        def _train(self, job: Any) -> Any:
+            if os.environ["RANK"] == "0":
+                raise RuntimeError("[third_party/gloo/transport/tcp/pair.cc:537] Read error")
+            time.sleep(1)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    task = job(tmp_path, tiny_model, examples())
+    trainers = Trainers(cluster, ONE_CPU, workers=2, check=lambda: None, actor=Complains)
+    with pytest.raises(InfrastructureError, match="was killed") as caught:
+        trainers.train(task, lambda row: None)
+    lost: Any = caught.value.__cause__
+    assert "a trainer lost its connection to another one" in str(lost.__cause__)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

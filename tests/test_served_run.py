@@ -121,7 +121,7 @@ def test_a_run_that_is_out_of_money_goes_on_where_it_was_and_tells_nobody_the_ke
     samples = rows(run, "generate")
     assert len(samples) == 48 == len(rows(run, "judge"))
     assert all(v["reward"] is not None for v in rows(run, "judge"))
-    # Each text was judged once, over both sessions; so the second budget was just enough.
+    # Each text was judged once, over both sessions and rounds.
     different = {(s["prompt_id"], s["completion"], s["finish"]) for s in samples}
     assert answered.total() == spent(run) == len(different) <= 48
     assert set(answered.values()) == {1}
