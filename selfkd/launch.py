@@ -54,13 +54,14 @@ rounds extend a run."""
 
 def new_run(resolved: Resolved, root: Path, name: str | None) -> Path:
     """Create the directory of a new run and record its config; refuses a name that is taken."""
+    wanted = None if name is None else root / name_of(name)
     make_directory(root)
     while True:
-        path = _next_free(root, resolved.loop.name) if name is None else root / name_of(name)
+        path = wanted or _next_free(root, resolved.loop.name)
         try:
             path.mkdir()
         except FileExistsError:
-            if name is None:
+            if wanted is None:
                 continue  # another run took it since
             raise UsageError(
                 f"run {path.name!r} exists",
