@@ -37,9 +37,8 @@ COMPLETIONS = pa.schema(
 )
 """`index` counts the completions of a request."""
 
-CANARY_END = 16
-"""Tokens at the end of the longest canary that are scored one by one: each takes a prompt of its
-own, and what none of the caches holds of it is computed again."""
+CANARY_END = 40
+"""Tokens at the end of a canary that are scored one by one."""
 
 IN_HAND = 4096
 """Sequences that an engine is given at once (two full batches, if those are more), and that it is
@@ -152,21 +151,20 @@ class SamplerActor(Receiver):
         """How well the weights held agree with the trainer's, and the caches with the weights.
 
         Completions read cached prefixes, which log-probabilities of a whole sequence never do: so
-        the end of the longest sequence is scored in both ways.
+        the end of each sequence is scored in both ways.
         """
         return self._desk.alone(lambda engine: self._agreement(engine, expected))
 
     def _agreement(self, engine: Engine, expected: Canary) -> Agreement:
         sequences = self._sequences(expected)
-        scored = engine.logprobs(sequences)
-        weights = max(
-            _distance(got, wanted[: len(got)])
-            for got, (_, wanted) in zip(scored, expected, strict=True)
-        )
-        longest = max(range(len(sequences)), key=lambda i: len(sequences[i]))
-        tokens, got = sequences[longest], scored[longest]
-        count = min(CANARY_END, len(tokens) - 1)
-        return Agreement(weights, _distance(engine.last_logprobs(tokens, count), got[-count:]))
+        weights, caches = [], []
+        for tokens, got, (_, wanted) in zip(
+            sequences, engine.logprobs(sequences), expected, strict=True
+        ):
+            weights.append(_distance(got, wanted[: len(tokens)]))
+            count = min(CANARY_END, len(tokens) - 1)
+            caches.append(_distance(engine.last_logprobs(tokens, count), got[-count:]))
+        return Agreement(max(weights), max(caches))
 
     def _sequences(self, canary: Canary) -> list[list[int]]:
         # One token less than the context: an engine writes one whenever it scores.
