@@ -67,12 +67,9 @@ def targets(dtype: str, tokens: int, seconds: dict[str, list[float]]) -> list[st
 
 def accuracy_targets(dtype: str, tokens: int, errors: tuple[float, float]) -> list[str]:
     """Lines that say pass or miss; errors: relative to float64, of the loss and the gradients."""
-    lines = []
-    for what, error, limit in zip(("loss", "gradients"), errors, CLOSE[dtype], strict=True):
-        word = "pass" if error <= limit else "MISS"
-        line = f"error of the {what} {error:.1e}, target <= {limit:.0e}: {word}"
-        lines.append(f"  {dtype} N={tokens} {line}")
-    return lines
+    held = zip(("loss", "gradients"), errors, CLOSE[dtype], strict=True)
+    lines = [verdict(f"error of the {what}", e, limit, "<=", ".1e") for what, e, limit in held]
+    return [f"  {dtype} N={tokens} {line}" for line in lines]
 
 
 def memory_targets(

@@ -155,9 +155,10 @@ def row(name: str, seconds: dict[str, list[float]], losses: dict[str, float], tr
     return f"  {name:14} {1e3 * statistics.median(seconds[name]):8.1f}  {spread:22} {error}"
 
 
-def verdict(what: str, value: float, limit: float, sense: str) -> str:
+def verdict(what: str, value: float, limit: float, sense: str, form: str = ".2f") -> str:
     good = value <= limit if sense == "<=" else value >= limit
-    return f"{what} {value:.2f}, target {sense} {limit:.2f}: {'pass' if good else 'MISS'}"
+    word = "pass" if good else "MISS"
+    return f"{what} {value:{form}}, target {sense} {limit:{form}}: {word}"
 
 
 def versions(*names: str) -> str:

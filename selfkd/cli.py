@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from selfkd.errors import SelfkdError, Stopped, UsageError
-from selfkd.judgecommands import Events, SkipBad, add_judge_commands
+from selfkd.judgecommands import Events, SkipBad, add_judge_commands, with_options
 from selfkd.viewer.commands import Json, RunDir, RunsDir, add_commands, colour, find_run, resumable
 
 app = typer.Typer(
@@ -55,7 +55,7 @@ def run(
     from selfkd.config import load
     from selfkd.launch import name_of, new_run, resume_with
 
-    resolved = load(config, _changes(overrides, local, skip_bad))
+    resolved = load(config, with_options(overrides, skip_bad=skip_bad, local=local))
     if dry_run:
         from selfkd.plan import make_plan, render_plan
 
@@ -74,12 +74,6 @@ def run(
     execute_run(new_run(resolved, runs, name), resolved, json_events, prepared)
 
 
-def _changes(overrides: list[str] | None, local: bool, skip_bad: bool) -> list[str]:
-    """The overrides, with what options of the command line stand for."""
-    options = {"cluster.address=local": local, "prompts.skip_bad=true": skip_bad}
-    return [*(overrides or []), *(text for text, given in options.items() if given)]
-
-
 @app.command()
 def resume(
     run: RunDir,
@@ -93,7 +87,8 @@ def resume(
     from selfkd.launch import resume_run
 
     path = find_run(run, runs)
-    execute_run(path, resume_run(path, _changes(overrides, local, skip_bad)), json_events)
+    changes = with_options(overrides, skip_bad=skip_bad, local=local)
+    execute_run(path, resume_run(path, changes), json_events)
 
 
 @app.command()

@@ -15,6 +15,14 @@ Events = Annotated[bool, typer.Option("--json", help="Print events, one JSON obj
 SkipBad = Annotated[bool, typer.Option(help="Count and skip broken prompt rows.")]
 
 
+def with_options(
+    overrides: list[str] | None, *, skip_bad: bool = False, local: bool = False
+) -> list[str]:
+    """The overrides, with what options of the command line stand for."""
+    options = {"cluster.address=local": local, "prompts.skip_bad=true": skip_bad}
+    return [*(overrides or []), *(text for text, given in options.items() if given)]
+
+
 def add_judge_commands(app: typer.Typer) -> None:
     """Put these commands on the command line."""
     judge_app = typer.Typer(no_args_is_help=True, help="Try a judge outside a run.")
@@ -135,7 +143,7 @@ def forecast(
     begun = target.suffix in (".yaml", ".yml")
     if not begun and overrides:
         raise UsageError("a run is as it is recorded", remedy="give key=value with a config only")
-    changes = [*(overrides or []), *(["prompts.skip_bad=true"] if skip_bad else [])]
+    changes = with_options(overrides, skip_bad=skip_bad)
     shown = sys.stderr if as_json else sys.stdout  # of --json stdout holds the data alone
     path = _sample(target, changes, name, runs, shown) if begun else None
     row = figures(path or find_run(target, runs), round)

@@ -18,8 +18,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from selfkd.judgecalls import Call, Caller
-from selfkd.judging import OWN, JudgeOptions, JudgeSpec
-from selfkd.nested import inner_judges
+from selfkd.judging import OWN, JudgeOptions, JudgeSpec, inner_judges
 from selfkd.records import Finish, Message, Sample, Verdict, content_hash
 from selfkd.sampling.base import Sampling
 from selfkd.views import fill, placeholders

@@ -73,9 +73,7 @@ class JudgeSpec:
     @property
     def sees_answers(self) -> bool:
         """Whether it, or any judge among its options, compares with the reference answer."""
-        options = dict(self.validate()).values()
-        values = (v if isinstance(v, list | tuple) else [v] for v in options)
-        inner = (v for found in values for v in found if isinstance(v, JudgeSpec))
+        inner = inner_judges(self.validate())
         return self.gold or self.needs_answer or any(judge.sees_answers for judge in inner)
 
     @property
@@ -210,6 +208,14 @@ def options_doc(plugin: JudgePlugin) -> list[tuple[str, str, Any, str]]:
         )
         for name, field in options_model(plugin).model_fields.items()
     ]
+
+
+def inner_judges(options: BaseModel) -> Iterator[JudgeSpec]:
+    """The judges among the options of one that is made of others."""
+    for value in dict(options).values():
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, JudgeSpec):
+                yield item
 
 
 def check_failures(

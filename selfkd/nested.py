@@ -2,7 +2,7 @@
 
 import contextlib
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, PlainSerializer, PlainValidator
 from selfkd.errors import UsageError
 from selfkd.judgecalls import Caller
 from selfkd.judgerun import JudgeRunner
-from selfkd.judging import JudgeSpec, resolve_judge
+from selfkd.judging import JudgeSpec, inner_judges, resolve_judge
 from selfkd.plugins import judge
 from selfkd.records import Sample, Verdict
 from selfkd.verdictcache import Store, VerdictCache
@@ -106,14 +106,6 @@ def composed(
         cacheable=own_caller,
         ready=check_ready,
     )
-
-
-def inner_judges(options: BaseModel) -> Iterator[JudgeSpec]:
-    """The judges among the options of one that is made of others."""
-    for value in dict(options).values():
-        for item in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(item, JudgeSpec):
-                yield item
 
 
 def _policy(options: BaseModel) -> str | None:

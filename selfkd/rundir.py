@@ -99,7 +99,7 @@ class StepRecord:
 def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     """Columns of one Parquet file. Raises DataError that names the file if it is damaged."""
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read(columns=list(columns))
     except FileNotFoundError as error:
         raise broken(path, "recorded in the manifest but missing") from error
