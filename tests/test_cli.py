@@ -5,16 +5,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from selfkd import cli, launch
+from selfkd import launch
 from selfkd.config import load
 from selfkd.errors import UsageError
 from selfkd.launch import new_run, read_run, resume_run
 from selfkd.locks import RunLock
+from tests.commandline import Result, carried_out
 from tests.testbed.addition import write_prompts
 from tests.testbed.charmodel import char_tokenizer
 from tests.testbed.play import JUDGES
@@ -27,13 +28,6 @@ judge: {judge}
 sampling: {{max_tokens: 40}}
 engine: {{kind: transformers}}
 """
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
 
 
 Call = Callable[..., Result]
@@ -53,18 +47,7 @@ def call(
     (model / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     (tmp_path / "run.yaml").write_text(CONFIG.format(judge=f"{JUDGES}:right"))
 
-    def invoke(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["selfkd", *arguments])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capfd.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return invoke
+    return partial(carried_out, monkeypatch, capfd)
 
 
 def test_a_wrong_config_exits_2_and_writes_nothing(call, tmp_path):

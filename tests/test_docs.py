@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from selfkd import cli, judgetest
+from selfkd import judgetest
 from selfkd.doctor import Check
 from selfkd.errors import DataError, InfrastructureError, LockHeld, Stopped, UsageError
+from tests.commandline import carried_out
 from tests.fakes import play_script, scripted_run
 from tests.testbed.addition import write_prompts
 from tests.testbed.inprocess import InProcess
@@ -31,15 +32,10 @@ def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
     monkeypatch.setattr(judgetest, "Cluster", InProcess)
 
     def carry_out(command: str) -> str:
-        monkeypatch.setattr(sys, "argv", shlex.split(command))
-        capfd.readouterr()
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code
-        said = capfd.readouterr()
-        assert not code, said.err
+        program, *arguments = shlex.split(command)
+        assert program == "selfkd"
+        said = carried_out(monkeypatch, capfd, *arguments)
+        assert not said.code, said.err
         return said.out
 
     return carry_out

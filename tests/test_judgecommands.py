@@ -2,17 +2,16 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from selfkd import assembly, cli
+from selfkd import assembly
 from selfkd.launch import read_run
 from selfkd.metrics import round_rows
 from selfkd.rundir import round_steps
+from tests.commandline import carried_out
 from tests.conftest import byte_tokenizer
 from tests.testbed.chain import chain_model
 from tests.testbed.inprocess import InProcess
@@ -39,15 +38,8 @@ def typed(
     monkeypatch.setattr(assembly, "Cluster", InProcess)
 
     def carry_out(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["selfkd", *arguments])
-        capfd.readouterr()
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code
-        said = capfd.readouterr()
-        return int(code or 0), said.out, said.err
+        said = carried_out(monkeypatch, capfd, *arguments)
+        return said.code, said.out, said.err
 
     return carry_out
 

@@ -5,7 +5,6 @@ it is asked. What counts is what each stage recorded, not what is learnt.
 """
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from selfkd import assembly, cli
+from selfkd import assembly
 from selfkd.metrics import round_rows
+from tests.commandline import carried_out
 from tests.conftest import byte_tokenizer
 from tests.testbed.chain import Chain, chain_model
 from tests.testbed.inprocess import InProcess
@@ -94,16 +94,9 @@ def play(
 
     def run(name: str, *overrides: str, says: Chain = NUMBERS) -> Played:
         model = chain_model(tmp_path / "model", byte_tokenizer(), says)
-        command = ["selfkd", "run", str(LOOPS / f"{name}.yaml"), f"model={model}", "--name", name]
-        monkeypatch.setattr(sys, "argv", [*command, *SMALL, *overrides])
-        capfd.readouterr()
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code
-        said = capfd.readouterr()
-        assert not code, said.err
+        command = ["run", str(LOOPS / f"{name}.yaml"), f"model={model}", "--name", name]
+        said = carried_out(monkeypatch, capfd, *command, *SMALL, *overrides)
+        assert not said.code, said.err
         assert f"The run is in runs/{name}" in said.out
         return Played(tmp_path / "runs" / name, model)
 

@@ -1,7 +1,6 @@
 """A run whose judge is on a server, from the command line: what it may spend, and what it tells."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from selfkd import cli
+from tests.commandline import carried_out
 from tests.servers import Asked, Server, failed, hosting, said
 
 pytestmark = pytest.mark.lengthy
@@ -39,15 +38,8 @@ def call(
     monkeypatch.setenv("TEACHER_KEY", SECRET)
 
     def invoke(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["selfkd", *arguments])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capfd.readouterr()
-        return code, captured.out + captured.err
+        said = carried_out(monkeypatch, capfd, *arguments)
+        return said.code, said.out + said.err
 
     return invoke
 

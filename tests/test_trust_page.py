@@ -1,21 +1,19 @@
 """docs/trust.md: every snippet runs, and what it shows of a command is what the command prints."""
 
-import contextlib
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from selfkd import cli
 from selfkd.config import load
 from selfkd.controls import KINDS
 from selfkd.judging import resolve_judge
 from selfkd.records import Prompt, Sample
 from selfkd.rulesyntax import KEEP
+from tests.commandline import carried_out
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "trust.md").read_text()
@@ -28,11 +26,7 @@ def blocks(kind: str) -> list[str]:
 def printed(
     command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> str:
-    monkeypatch.setattr(sys, "argv", shlex.split(command))
-    capfd.readouterr()
-    with contextlib.suppress(SystemExit):
-        cli.main()
-    return capfd.readouterr().out
+    return carried_out(monkeypatch, capfd, *shlex.split(command)[1:]).out
 
 
 def shown(command: str) -> str:
