@@ -38,7 +38,7 @@ COMPLETIONS = pa.schema(
 """`index` counts the completions of a request."""
 
 CANARY_END = 40
-"""Tokens at the end of a canary that are scored one by one."""
+"""Tokens at the end of a canary's longest sequence that are scored one by one."""
 
 IN_HAND = 4096
 """Sequences that an engine is given at once (two full batches, if those are more), and that it is
@@ -97,7 +97,7 @@ class Agreement:
     weights: float
     """Between engine and trainer, on the sequence where they differ most."""
     caches: float
-    """Between the engine with and without its cached prefixes, likewise."""
+    """Between the engine with and without its cached prefixes, on the longest sequence."""
 
 
 class SamplerActor(Receiver):
@@ -151,20 +151,21 @@ class SamplerActor(Receiver):
         """How well the weights held agree with the trainer's, and the caches with the weights.
 
         Completions read cached prefixes, which log-probabilities of a whole sequence never do: so
-        the end of each sequence is scored in both ways.
+        the end of one is scored in both ways. The longest is: a prefix shorter than a block of the
+        cache is never read from it.
         """
         return self._desk.alone(lambda engine: self._agreement(engine, expected))
 
     def _agreement(self, engine: Engine, expected: Canary) -> Agreement:
         sequences = self._sequences(expected)
-        weights, caches = [], []
-        for tokens, got, (_, wanted) in zip(
-            sequences, engine.logprobs(sequences), expected, strict=True
-        ):
-            weights.append(_distance(got, wanted[: len(tokens)]))
-            count = min(CANARY_END, len(tokens) - 1)
-            caches.append(_distance(engine.last_logprobs(tokens, count), got[-count:]))
-        return Agreement(max(weights), max(caches))
+        scored = engine.logprobs(sequences)
+        weights = max(
+            _distance(got, wanted[: len(got)])
+            for got, (_, wanted) in zip(scored, expected, strict=True)
+        )
+        tokens, got = max(zip(sequences, scored, strict=True), key=lambda pair: len(pair[0]))
+        count = min(CANARY_END, len(tokens) - 1)
+        return Agreement(weights, _distance(engine.last_logprobs(tokens, count), got[-count:]))
 
     def _sequences(self, canary: Canary) -> list[list[int]]:
         # One token less than the context: an engine writes one whenever it scores.
