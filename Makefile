@@ -5,7 +5,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test long testbed bench bench-kernel lint clean
+.PHONY: help setup model demo test long adapters testbed bench bench-kernel lint clean
 export PYTHON PIP_ARGS
 
 PY := .venv/bin/python
@@ -35,6 +35,9 @@ test: lint model  ## lint, types and every test, real models included
 long: model  ## what takes too long for make test: thirty random kills, vLLM's server
 	$(PY) -m tests.chaos --kills 30 --seed 1
 	SELFKD_LONG=1 $(PY) -m pytest -q tests/e2e/test_served_vllm.py
+
+adapters: setup  ## judges from verifiers and inspect_ai, with the real packages
+	@$(PY) -m tests.adapters
 
 testbed: setup  ## the loops on a tiny character model, three seeds
 	SELFKD_TESTBED_SEEDS=0,1,2 $(PY) -m pytest -q -m testbed

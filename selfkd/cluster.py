@@ -65,7 +65,7 @@ class Cluster:
     """A started or joined Ray cluster; closing it ends every process that it started."""
 
     def __init__(self, address: str, *, timeout: float) -> None:
-        """`address` is `local`, `auto` or `ray://host:port`; `timeout` in seconds for placement."""
+        """`address` is `local`, `auto` or `host:port`; `timeout` in seconds for placement."""
         self.address = address
         self.timeout = timeout
         self._answered = time.monotonic()

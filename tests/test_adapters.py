@@ -1,7 +1,7 @@
 """Rewards, tasksets and scorers of other packages as judges, with the real packages.
 
 The newest verifiers and inspect_ai want other versions of mcp, openai and fsspec than
-constraints.txt pins, so in that environment their tests are skipped.
+constraints.txt pins, so in that environment their tests are skipped; `make adapters` runs them.
 """
 
 import asyncio
