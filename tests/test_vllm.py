@@ -314,7 +314,7 @@ def test_a_killed_engine_is_replaced_and_no_shard_made_twice(
     shards = [(i, (Request(f"k{i}", requests[i % 8].prompt_tokens, n=8),)) for i in range(10)]
     pid = process(pool)
     arrived = []
-    for item in pool.generate("base", smollm2, [], shards, drawn(max_tokens=24)):
+    for item in pool.generate("base", smollm2, [], shards, drawn(max_tokens=8)):
         if isinstance(item, Shard):
             if not arrived:
                 os.kill(pid, signal.SIGKILL)

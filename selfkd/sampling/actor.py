@@ -37,7 +37,7 @@ COMPLETIONS = pa.schema(
 )
 """`index` counts the completions of a request."""
 
-CANARY_END = 40
+CANARY_END = 16
 """Tokens at the end of a canary's longest sequence that are scored one by one."""
 
 IN_HAND = 4096

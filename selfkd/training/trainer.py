@@ -27,8 +27,8 @@ from selfkd.training.probe import UNKNOWN, Distances, Yardstick
 from selfkd.training.rounding import RoundedSteps, round_to_bfloat16
 from selfkd.training.state import continue_training, save_state
 
-CANARY_TOKENS = 169
-"""Length of the long canary: its last 40 tokens each come after a whole block of 128, the largest
+CANARY_TOKENS = 145
+"""Length of the long canary: its last 16 tokens each come after a whole block of 128, the largest
 unit of vLLM's prefix cache, so that little beside what is read from the cache is computed anew."""
 
 
