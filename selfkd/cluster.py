@@ -79,6 +79,9 @@ class Cluster:
         os.environ.setdefault("RAY_worker_niceness", "0")
         # A busy machine takes longer than Ray's own 30 s to start a node.
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
+        # Ray starts a worker a core ahead, which no actor takes that has an environment of its own.
+        os.environ.setdefault("RAY_enable_worker_prestart", "0")
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         import ray
 
         # Its warnings are about itself (token authentication is on); errors are raised.
