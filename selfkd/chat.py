@@ -18,6 +18,8 @@ PLAIN = (
 )
 """Template without roles: a line break ends a question, a blank line ends an answer."""
 
+AT_ONCE = 1024
+"""Texts that a tokenizer is given at a time: beside tokens it keeps several kilobytes of each."""
 
 _tokenizing = threading.Lock()
 """A tokenizer's settings are its own state, and threads that generate and judge share it."""
@@ -87,9 +89,17 @@ def render_all(
             else:
                 plain.append(i)
                 filled.append(_fill_template(tokenizer, messages, to_complete))
-        encoded = tokenizer(filled, add_special_tokens=False)["input_ids"] if filled else []
+        encoded = _encode(tokenizer, filled)
     for i, tokens in zip(plain, encoded, strict=True):
         found[i] = tokens
+    return found
+
+
+def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    found: list[list[int]] = []
+    for start in range(0, len(texts), AT_ONCE):
+        part = list(texts[start : start + AT_ONCE])
+        found += tokenizer(part, add_special_tokens=False)["input_ids"]
     return found
 
 
