@@ -31,7 +31,7 @@ from selfkd.weights import Weighting
 Batch = tuple[int, list[Sample]]
 """Shard index and its samples."""
 
-BLOCK = 1 << 16
+BLOCK = 1 << 14
 """Samples, or a few more, that a rule sees at once where it may look at prompts one by one."""
 
 
