@@ -95,10 +95,10 @@ def render_all(
     return found
 
 
-def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     found: list[list[int]] = []
     for start in range(0, len(texts), AT_ONCE):
-        part = list(texts[start : start + AT_ONCE])
+        part = texts[start : start + AT_ONCE]
         found += tokenizer(part, add_special_tokens=False)["input_ids"]
     return found
 

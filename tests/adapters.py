@@ -11,7 +11,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("verifiers>=0.4", "inspect-ai>=0.3")
+PACKAGES = "selfkd[verifiers,inspect]"
 
 
 def main() -> int:
@@ -25,11 +25,10 @@ def main() -> int:
         # As a line that runs: so the path files of that folder count too.
         shared = sysconfig.get_path("purelib")
         (site / "shared.pth").write_text(f"import site; site.addsitedir({shared!r})\n")
-        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", PACKAGES], check=True)
         whole.touch()
-    # A skipped test of a package that is installed would say that the tests found it broken.
-    found = "import inspect_ai, verifiers.v1"
-    subprocess.run([python, "-c", found], check=True, cwd=ROOT)
+    # One that cannot be imported would only have its tests skipped.
+    subprocess.run([python, "-c", "import inspect_ai, verifiers.v1"], check=True, cwd=ROOT)
     command = [python, "-m", "pytest", "-q", "-rs", "tests/test_adapters.py"]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
