@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from selfkd.models import resolve_model
 from selfkd.records import Example, read_rows
 from selfkd.training import trainer
+from selfkd.training.actor import LocalTrainer
 from selfkd.training.base import TrainJob, TrainOptions
 from selfkd.training.rounding import round_to_bfloat16
 
@@ -84,7 +85,7 @@ def train(start: Path, teacher: Path, shards: Sequence[Path], folder: Path, dtyp
         max_steps=STEPS,
         ref_path=str(teacher),
     )
-    trainer.LocalTrainer().train(job)
+    LocalTrainer().train(job)
     return out
 
 

@@ -10,6 +10,7 @@ from selfkd.cluster import ActorLost, Check, Cluster, Place, kill
 from selfkd.errors import InfrastructureError, UsageError
 from selfkd.hardware import cores
 from selfkd.nodes import await_start
+from selfkd.training.actor import LocalTrainer
 from selfkd.training.base import LESS_MEMORY, TrainJob, TrainReport
 
 LONGEST = 7 * 86_400
@@ -30,9 +31,9 @@ class Trainers:
         *,
         workers: int,
         check: Check,
-        actor: type | None = None,
+        actor: type = LocalTrainer,
     ) -> None:
-        """`place` is what each worker reserves; `actor` a `Trainer`, by default `LocalTrainer`."""
+        """`place` is what each worker reserves; `actor` a `Trainer`."""
         self._cluster = cluster
         self._place = place
         self._workers = workers
@@ -44,11 +45,10 @@ class Trainers:
         """Start the processes, if they do not run."""
         if self._actors:
             return
-        actor = self._class or _local_trainer()
         threads = max(1, cores() // self._workers)
         given = (threads,) if self._workers > 1 else ()
         self._actors = [
-            self._cluster.start(actor, *given, place=self._place, threads=threads)
+            self._cluster.start(self._class, *given, place=self._place, threads=threads)
             for _ in range(self._workers)
         ]
         try:
@@ -154,12 +154,6 @@ class Trainers:
 
     def _get(self, ref: Any, what: str) -> Any:
         return self._cluster.get(ref, what, timeout=self._cluster.timeout, check=self._check)
-
-
-def _local_trainer() -> type:
-    from selfkd.training.trainer import LocalTrainer
-
-    return LocalTrainer
 
 
 class _Tail:

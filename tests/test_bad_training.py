@@ -19,8 +19,8 @@ from selfkd.metrics import curves_document, round_rows
 from selfkd.progress import PlainReporter
 from selfkd.repair import check_run
 from selfkd.rundir import read_lines
+from selfkd.training.actor import LocalTrainer
 from selfkd.training.base import TrainJob, TrainReport
-from selfkd.training.trainer import LocalTrainer
 from tests.fakes import ScriptedRun, Silent, play_script, resumed, scripted_run
 from tests.test_progress import ANSI, Terminal
 from tests.testbed.addition import write_prompts

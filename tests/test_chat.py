@@ -1,5 +1,6 @@
 """Rendering with real tokenizers, trained here on a few words."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,16 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
-from transformers import AddedToken, ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from selfkd.chat import load_tokenizer, render, same_tokenizer
+from selfkd.chat import (
+    PLAIN_CLASS,
+    PLAIN_MODELS,
+    _names_the_plain_class,
+    load_tokenizer,
+    render,
+    same_tokenizer,
+)
 from selfkd.errors import DataError, UsageError
 
 CHATML = (
@@ -169,18 +177,59 @@ def test_a_folder_that_is_no_model_is_a_usage_error(tiny_model: Path, tmp_path: 
         load_tokenizer(model)
 
 
+def named(folder: Path, saved: Path, model_type: str, **tokenizer_config: Any) -> Path:
+    """The files of the tokenizer in `saved`, as those of a model of that type."""
+    shutil.copytree(saved, folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | tokenizer_config))
+    return folder
+
+
 def test_a_tokenizer_that_transformers_does_not_know_is_a_data_error(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers import AutoTokenizer
-
     def lacking(path: str) -> None:
         raise ImportError("\nit needs the library that is not here\nand a page about it")
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lacking)
     with pytest.raises(DataError, match="load the tokenizer: it needs the library that") as caught:
-        load_tokenizer(tiny_model)
+        load_tokenizer(named(tmp_path / "model", tiny_model, "qwen2"))
     assert "a page" not in str(caught.value) and "install" in caught.value.remedy
+
+
+@pytest.mark.parametrize("model_type", PLAIN_MODELS)
+@pytest.mark.parametrize("name", PLAIN_CLASS)
+def test_a_plain_tokenizer_is_the_one_that_autotokenizer_loads(
+    tokenizer: Any, tmp_path: Path, model_type: str, name: str
+) -> None:
+    tokenizer.save_pretrained(tmp_path / "saved")
+    path = named(tmp_path / "model", tmp_path / "saved", model_type, tokenizer_class=name)
+    assert _names_the_plain_class(path)
+    ours, theirs = load_tokenizer(path), AutoTokenizer.from_pretrained(path)
+    assert type(ours) is type(theirs)
+    assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    assert ours.chat_template == theirs.chat_template
+    text = "one 12 <|im_end|> zwei\n"
+    assert ours(text) == theirs(text)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config"),
+    [
+        ("qwen2", {}),  # of which AutoTokenizer knows that the file names the wrong class
+        ("llama", {"tokenizer_class": "GPT2Tokenizer"}),
+        ("llama", {"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}}),
+    ],
+)
+def test_where_the_files_are_not_enough_autotokenizer_chooses(
+    tokenizer: Any, tmp_path: Path, model_type: str, config: dict[str, Any]
+) -> None:
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert not _names_the_plain_class(
+        named(tmp_path / "model", tmp_path / "saved", model_type, **config)
+    )
 
 
 def test_load_with_a_template_file(tokenizer: Any, tmp_path: Path) -> None:

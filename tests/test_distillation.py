@@ -17,11 +17,12 @@ from selfkd.errors import UsageError
 from selfkd.records import Example
 from selfkd.sampling.weights import same_architecture
 from selfkd.training import teachers
+from selfkd.training.actor import LocalTrainer
 from selfkd.training.base import Stretch
 from selfkd.training.gkd import DistilCollator, _row
 from selfkd.training.hidden import check_head, hidden_states
 from selfkd.training.rounding import Rounding
-from selfkd.training.trainer import LocalTrainer, _load, _make_trainer
+from selfkd.training.trainer import _load, _make_trainer
 from tests.test_training import END, job, log_of
 
 SIZES = [(5, 9), (20, 3), (11, 11), (2, 30), (8, 1), (16, 14)]

@@ -204,6 +204,25 @@ def test_the_public_names_are_what_they_say():
         selfkd.nonsense  # noqa: B018
 
 
+def test_a_driver_loads_no_torch(tiny_model):
+    """It would take five seconds and hundreds of megabytes of every command that runs a loop."""
+    config = {
+        "loop": "rest_em",
+        "model": str(tiny_model),
+        "judge": "number",
+        "prompts": {"source": "reasoning_gym:chain_sum"},
+        "engine": {"kind": "transformers"},
+    }
+    code = f"""
+import selfkd.round, selfkd.policies, selfkd.sampling.pool, selfkd.judgepool, selfkd.trainers
+from selfkd.assembly import prepare
+from selfkd.config import resolve
+assert prepare(resolve({config!r}))
+"""
+    heavy, _ = loaded_by(code)
+    assert "torch" not in heavy and "vllm" not in heavy
+
+
 def test_help_is_light_and_quick():
     code = """
 import contextlib

@@ -24,7 +24,7 @@ from selfkd.sampling.actor import Shard
 from selfkd.sampling.base import Request
 from selfkd.sampling.replicas import Replicas
 from selfkd.trainers import Trainers
-from selfkd.training.trainer import LocalTrainer
+from selfkd.training.actor import LocalTrainer
 from tests.engines import by_request, drawn, inside
 from tests.test_training import examples, job, log_of
 

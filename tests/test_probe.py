@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from selfkd.metrics import round_rows
 from selfkd.probe import TEXTS, TOKENS, probe_texts
+from selfkd.training.actor import LocalTrainer
 from selfkd.training.base import Probe, Text, TrainJob
-from selfkd.training.trainer import LocalTrainer
 from tests.synthetic import generate, make_samples, measure, new_run, prompts
 from tests.test_training import examples, job
 

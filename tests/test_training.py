@@ -25,9 +25,9 @@ from selfkd.cluster import ANYWHERE, Cluster
 from selfkd.errors import DataError, Diverged, InfrastructureError, UsageError
 from selfkd.records import EXAMPLES, Example, rows_table
 from selfkd.trainers import Trainers
+from selfkd.training.actor import LocalTrainer
 from selfkd.training.base import TrainJob, TrainOptions
 from selfkd.training.sft import Collator, SimilarLengths
-from selfkd.training.trainer import LocalTrainer
 
 END = 1
 LENGTHS = [(5, 9), (20, 3), (11, 11), (2, 30), (8, 1), (16, 14)]
@@ -377,7 +377,7 @@ def test_a_process_that_trains_loads_no_vllm(tiny_model: Path, tmp_path: Path) -
     code = """
 import pickle, sys
 from pathlib import Path
-from selfkd.training.trainer import LocalTrainer
+from selfkd.training.actor import LocalTrainer
 
 LocalTrainer().train(pickle.loads(Path(sys.argv[1]).read_bytes()))
 print([name for name in sys.modules if name.partition(".")[0].startswith("vllm")])

@@ -180,7 +180,7 @@ def trained(
     smollm2: Path, requests: list[Request], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Canary]:
     """A policy after a small round of training, and its canary."""
-    from selfkd.training.trainer import LocalTrainer
+    from selfkd.training.actor import LocalTrainer
 
     folder = tmp_path_factory.mktemp("trained")
     tokenizer = load_tokenizer(smollm2)

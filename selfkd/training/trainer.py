@@ -1,11 +1,9 @@
-"""The trainer process: makes one policy out of another, and says how it did. Never loads vLLM."""
+"""Makes one policy out of another, and says how that went: the work of a trainer's process."""
 
 import ctypes
 import gc
 import itertools
 import json
-import os
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +13,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from selfkd.errors import DataError, Diverged, InfrastructureError
-from selfkd.hardware import compute_dtype, cores
-from selfkd.ledger import writing
+from selfkd.errors import DataError, Diverged
+from selfkd.hardware import compute_dtype
 from selfkd.models import check_model_dir
 from selfkd.records import Example, read_rows
 from selfkd.training.adapters import merge, save_adapter
-from selfkd.training.base import LESS_MEMORY, TrainJob, TrainReport
+from selfkd.training.base import TrainJob, TrainReport
 from selfkd.training.checkpoints import load, save
 from selfkd.training.probe import UNKNOWN, Distances, Yardstick
 from selfkd.training.rounding import RoundedSteps, round_to_bfloat16
@@ -32,64 +29,20 @@ CANARY_TOKENS = 145
 unit of vLLM's prefix cache, so that little beside what is read from the cache is computed anew."""
 
 
-class LocalTrainer:
-    """Trains in its own process, alone or as one of several; see `Trainer` in `training/base.py`.
+class Workbench:
+    """Trains one policy after the other in this process, and keeps the last one's model in memory.
 
     Weights are trained in float32. Where products are computed in bfloat16, or the start was stored
     in it, the policy is stored in bfloat16 too, rounded stochastically (`rounding.py`), so that
     sampler and next training hold the same weights.
     """
 
-    def __init__(self, threads: int | None = None) -> None:
-        torch.set_num_threads(threads or cores())
+    def __init__(self) -> None:
         self._kept: _Kept | None = None
         """The model that was saved last: the next training often starts from it."""
 
-    def meeting_point(self) -> tuple[str, int]:
-        """An address of this machine, and a port that is free, where workers can meet."""
-        from ray.util import get_node_ip_address
-
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return get_node_ip_address(), free.getsockname()[1]
-
-    def join(self, rank: int, workers: int, host: str, port: int) -> None:
-        """Be one of several workers from now on (DDP: NCCL on GPU, gloo on CPU)."""
-        os.environ |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": "0",  # Ray shows each process its own card only
-            "WORLD_SIZE": str(workers),
-            "MASTER_ADDR": host,
-            "MASTER_PORT": str(port),
-        }
-        if not torch.cuda.is_available():
-            os.environ["ACCELERATE_USE_CPU"] = "true"
-
     def train(self, job: TrainJob) -> TrainReport:
-        """Train on the job's examples and save the policy to `out_dir`.
-
-        Raises DataError for an empty set, UsageError for a start that is not a safe model
-        directory, Diverged for a loss, gradient or policy that is not finite, InfrastructureError
-        for want of memory, disk or another worker; nothing is committed then.
-        """
-        try:
-            with writing(Path(job.out_dir), _size(Path(job.start_path))):
-                return self._train(job)
-        except (MemoryError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
-            if _no_memory(error):
-                raise InfrastructureError(
-                    f"the trainer has no more memory ({reason})", where="train", remedy=LESS_MEMORY
-                ) from error
-            if _no_connection(error):
-                raise InfrastructureError(
-                    f"a trainer lost its connection to another one ({reason})",
-                    where="train",
-                    remedy="see that all nodes of the cluster are up and reachable, then resume",
-                ) from error
-            raise
-
-    def _train(self, job: TrainJob) -> TrainReport:
+        """Train as `job` says; see `LocalTrainer.train` in `actor.py`."""
         from transformers import AutoTokenizer, set_seed
 
         started = time.monotonic()
@@ -198,23 +151,6 @@ def _report(
         kl_base=moved.kl_base,
         kl_previous=moved.kl_previous,
     )
-
-
-def _size(path: Path) -> int:
-    """Bytes of a model's weights; what is made of it takes about as much."""
-    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
-
-
-def _no_memory(error: Exception) -> bool:
-    """Whether torch or Python asked the system for more memory than there is."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return "can't allocate memory" in str(error)
-
-
-def _no_connection(error: Exception) -> bool:
-    """Whether one of several workers cannot reach another; gloo's errors have no class."""
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def _make_trainer(model: Any, tokenizer: Any, examples: Sequence[Example], job: TrainJob) -> Any:
