@@ -3,7 +3,6 @@
 import string
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer
@@ -39,6 +38,7 @@ def train_base(path: Path, draw: Batch, *, steps: int, seed: int) -> Path:
     """Train a 335k-parameter Llama on batches of `draw` and save it as a HF model directory."""
     torch.manual_seed(seed)
     tokenizer = char_tokenizer()
+    ids_of: dict[str, int] = tokenizer.get_vocab()  # a character is a token: no need to ask it each
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -57,7 +57,7 @@ def train_base(path: Path, draw: Batch, *, steps: int, seed: int) -> Path:
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
     for _ in range(steps):
-        rows = sorted((_encode(tokenizer, *pair) for pair in draw()), key=lambda row: len(row[0]))
+        rows = sorted((_encode(ids_of, *pair) for pair in draw()), key=lambda row: len(row[0]))
         learnt = sum(len(tokens) - start for tokens, start in rows)
         optimiser.zero_grad()
         # Short rows apart from long ones: padded together, half of the work would be padding.
@@ -77,9 +77,8 @@ def train_base(path: Path, draw: Batch, *, steps: int, seed: int) -> Path:
     return path
 
 
-def _encode(tokenizer: Any, prompt: str, completion: str) -> tuple[list[int], int]:
-    start = tokenizer(prompt)["input_ids"]
-    return [*start, *tokenizer(completion)["input_ids"], tokenizer.eos_token_id], len(start)
+def _encode(ids_of: dict[str, int], prompt: str, completion: str) -> tuple[list[int], int]:
+    return [ids_of[c] for c in prompt + completion] + [ids_of["<eos>"]], len(prompt)
 
 
 def _pad(rows: list[tuple[list[int], int]]) -> tuple[torch.Tensor, torch.Tensor]:
