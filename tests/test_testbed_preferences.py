@@ -100,6 +100,9 @@ LMSI: Settings = {
     "judge": {"use": "majority", "pattern": "[0-9]+$"}, "gold_judge": f"{JUDGES}:right",
     "formats": ["cue"], "cue": "", "samples_per_prompt": 16, "gate": {"mode": "off"},
     "train": training(5e-4, 3),
+    # The paper's. At 1.0 this base scatters its votes: the label is then what two or three of 16
+    # attempts agree on, and the policy that learns it passes the vote by more than noise.
+    "sampling": {"temperature": 0.7, "max_tokens": 40},
 }  # fmt: skip
 
 
