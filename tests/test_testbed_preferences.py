@@ -124,7 +124,9 @@ def test_the_vote_is_the_ceiling_of_lmsi(mid_bed: Bed) -> None:
         bed.runs, "lmsi", bed.model, bed.prompts, bed.heldout, rounds=1, seed=bed.seed, **LMSI
     )
     accuracy, _ = votes(run_dir(bed.runs), 0)
-    assert rows[0]["heldout_reward"] + 0.1 <= rows[1]["heldout_reward"] <= accuracy + 0.1
+    before, after = (row["heldout_reward"] for row in rows)
+    assert round(after - before, 2) >= 0.1  # ten of a hundred prompts
+    assert after <= accuracy + 0.1
 
 
 @pytest.fixture(scope="module", params=SEEDS, ids=lambda s: f"seed{s}")
