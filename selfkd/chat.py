@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.errors import DataError, UsageError
-from selfkd.modelfiles import check_tokenizer_files, read_object
+from selfkd.modelfiles import check_tokenizer_files, names_generic_tokenizer
 from selfkd.models import check_model_dir
 from selfkd.records import Message, content_hash
 
@@ -20,12 +20,6 @@ PLAIN = (
 
 AT_ONCE = 1024
 """Texts that a tokenizer is given at a time: beside tokens it keeps several kilobytes of each."""
-
-PLAIN_CLASS = ("TokenizersBackend", "PreTrainedTokenizerFast")
-"""What tokenizer_config.json says where all of a tokenizer is in tokenizer.json."""
-
-PLAIN_MODELS = ("granite", "llama", "olmo2", "smollm3")
-"""Model types for which AutoTokenizer does what that file says. For some others it knows better."""
 
 _tokenizing = threading.Lock()
 """A tokenizer's settings are its own state, and threads that generate and judge share it."""
@@ -213,25 +207,13 @@ def _read_tokenizer(path: Path) -> Any:
 def _tokenizer_class(path: Path) -> Any:
     """What AutoTokenizer would take, without its imports where the model's files are enough to
     tell: they come to five seconds and to all of torch, in every driver."""
-    if _names_the_plain_class(path):
+    if names_generic_tokenizer(path):
         from transformers import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast
     from transformers import AutoTokenizer
 
     return AutoTokenizer
-
-
-def _names_the_plain_class(path: Path) -> bool:
-    kind, config = path / "config.json", path / "tokenizer_config.json"
-    if not (kind.exists() and config.exists() and (path / "tokenizer.json").exists()):
-        return False
-    named = read_object(config)
-    return (
-        named.get("tokenizer_class") in PLAIN_CLASS
-        and "auto_map" not in named
-        and read_object(kind).get("model_type") in PLAIN_MODELS
-    )
 
 
 def _leading_bos(tokenizer: Any) -> str:

@@ -19,6 +19,12 @@ TOKENIZER_OBJECTS = (
 )
 """Files that transformers may read for a tokenizer, each of them a JSON object."""
 
+GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""What tokenizer_config.json names where all of a tokenizer is in tokenizer.json."""
+
+GENERIC_MODELS = ("granite", "llama", "olmo2", "smollm3")
+"""Model types for which AutoTokenizer does what that file says. For some others it knows better."""
+
 
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in `file`; DataError where there is none."""
@@ -43,6 +49,22 @@ def tensor_shapes(file: Path) -> list[list[int]]:
             return [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise _damaged(file, f"its weights cannot be read: {error}") from error
+
+
+def names_generic_tokenizer(model_path: Path) -> bool:
+    """Whether the files alone tell that AutoTokenizer would load a `PreTrainedTokenizerFast`.
+
+    Raises DataError where one of them is damaged.
+    """
+    model, config = model_path / "config.json", model_path / "tokenizer_config.json"
+    if not all(file.exists() for file in (model, config, model_path / "tokenizer.json")):
+        return False
+    named = read_object(config)
+    return (
+        named.get("tokenizer_class") in GENERIC_CLASSES
+        and "auto_map" not in named
+        and read_object(model).get("model_type") in GENERIC_MODELS
+    )
 
 
 def check_tokenizer_files(model_path: Path) -> None:

@@ -10,15 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import AddedToken, AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from selfkd.chat import (
-    PLAIN_CLASS,
-    PLAIN_MODELS,
-    _names_the_plain_class,
-    load_tokenizer,
-    render,
-    same_tokenizer,
-)
+from selfkd.chat import load_tokenizer, render, same_tokenizer
 from selfkd.errors import DataError, UsageError
+from selfkd.modelfiles import GENERIC_CLASSES, GENERIC_MODELS, names_generic_tokenizer
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -198,14 +192,14 @@ def test_a_tokenizer_that_transformers_does_not_know_is_a_data_error(
     assert "a page" not in str(caught.value) and "install" in caught.value.remedy
 
 
-@pytest.mark.parametrize("model_type", PLAIN_MODELS)
-@pytest.mark.parametrize("name", PLAIN_CLASS)
-def test_a_plain_tokenizer_is_the_one_that_autotokenizer_loads(
+@pytest.mark.parametrize("model_type", GENERIC_MODELS)
+@pytest.mark.parametrize("name", GENERIC_CLASSES)
+def test_a_generic_tokenizer_is_the_one_that_autotokenizer_loads(
     tokenizer: Any, tmp_path: Path, model_type: str, name: str
 ) -> None:
     tokenizer.save_pretrained(tmp_path / "saved")
     path = named(tmp_path / "model", tmp_path / "saved", model_type, tokenizer_class=name)
-    assert _names_the_plain_class(path)
+    assert names_generic_tokenizer(path)
     ours, theirs = load_tokenizer(path), AutoTokenizer.from_pretrained(path)
     assert type(ours) is type(theirs)
     assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
@@ -227,7 +221,7 @@ def test_where_the_files_are_not_enough_autotokenizer_chooses(
     tokenizer: Any, tmp_path: Path, model_type: str, config: dict[str, Any]
 ) -> None:
     tokenizer.save_pretrained(tmp_path / "saved")
-    assert not _names_the_plain_class(
+    assert not names_generic_tokenizer(
         named(tmp_path / "model", tmp_path / "saved", model_type, **config)
     )
 
