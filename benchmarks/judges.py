@@ -19,13 +19,14 @@ import yaml
 
 from selfkd.agreement import auc, pairwise
 from selfkd.assembly import engine_kind, gpu_share
+from selfkd.batches import Batch
 from selfkd.cluster import Cluster, Place
 from selfkd.enginecalls import EngineCalls
 from selfkd.judgecalls import Call
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
 from selfkd.prompts import PromptOptions, open_prompts
-from selfkd.records import Prompt, Sample, Verdict
+from selfkd.records import Prompt, Sample, Verdict, read_rows
 from selfkd.samplers import calls_of_model
 from selfkd.sampling.base import Sampling
 
@@ -71,8 +72,8 @@ def verdicts(
     """One verdict a sample."""
     pool = JudgePool(spec, cluster, workers=1, timeout=600, check=lambda: None)
     try:
-        (found,) = pool.judge_batches(iter([samples]), calls)
-        return found
+        (table,) = pool.judge_batches(iter([Batch.of(samples)]), calls)
+        return read_rows(table, Verdict)
     finally:
         pool.close()
 

@@ -20,6 +20,7 @@ _NUMBER = re.compile(
     r"([eE][-+]?\d+\b)?"
     r"(/\d+(?![\d/]))?"
 )
+_DIGIT = re.compile(r"\d")
 _FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 
 
@@ -51,10 +52,12 @@ def number(sample: Sample, options: NumberOptions) -> Verdict:
 def last_number(text: str, *, fractions: bool = True) -> str | None:
     """The last number of a text, plainly written: `-1234.5`, `3/4`."""
     text = _FRACTION.sub(r"\1/\2", text.replace("−", "-").replace("{,}", ","))  # noqa: RUF001
-    found = list(_NUMBER.finditer(text))
-    if not found:
+    # No number goes over a space, and every digit is in one: the last word with a digit has it.
+    word = next((word for word in reversed(text.split()) if _DIGIT.search(word)), None)
+    if word is None:
         return None
-    sign, digits, exponent, over = (part or "" for part in found[-1].groups())
+    *_, last = _NUMBER.finditer(word)
+    sign, digits, exponent, over = (part or "" for part in last.groups())
     if over and not fractions:
         return over[1:]
     return f"{sign.strip('+')}{digits.replace(',', '')}{exponent}{over}"

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfkd.batches import Copies, Payload
 from selfkd.errors import SelfkdError, UsageError
 from selfkd.judgecalls import Call, Choices, Likelihoods, Reply, StopJudging, is_waiting, waiting
 from selfkd.judgerun import JudgeRunner, Row, reason
@@ -80,20 +81,19 @@ class JudgeHost:
                     remedy="fix its constructor or its options",
                 ) from error
 
-    def judge(
-        self, payload: Sequence[bytes], kept: str | None = None
-    ) -> Iterator[list[Row] | Wanted]:
-        """Judge pickled samples; groups of verdicts come in any order, some of them empty.
+    def judge(self, payload: Payload, kept: str | None = None) -> Iterator[list[Row] | Wanted]:
+        """Judge samples; groups of verdicts come in any order, some of them empty.
 
         `kept` is the file where verdicts of judges inside this one are kept, if they may be.
         """
         self._caller.kept = Path(kept) if kept else None
+        samples = Copies.read(payload)
         with _silence():
             try:
                 if self._spec.calls:
-                    yield from self._beside(payload)
+                    yield from self._beside(samples)
                 else:
-                    yield from _groups(self._runner.rows(payload))
+                    yield from _groups(self._runner.rows(samples))
             except StopJudging as stop:
                 raise stop.error from stop
 
@@ -101,14 +101,14 @@ class JudgeHost:
         """Hand in what was `Wanted`."""
         self._caller.hand_in(number, answers)
 
-    def _beside(self, payload: Sequence[bytes]) -> Iterator[list[Row] | Wanted]:
+    def _beside(self, samples: Copies) -> Iterator[list[Row] | Wanted]:
         """Rows of a judge that runs in a thread, and its calls; silent only while it computes."""
         out: queue.SimpleQueue[list[Row] | Wanted | BaseException | None] = queue.SimpleQueue()
         self._caller.out = out
 
         def run() -> None:
             try:
-                for rows in _groups(self._runner.rows(payload)):
+                for rows in _groups(self._runner.rows(samples)):
                     out.put(rows)
                 out.put(None)
             except BaseException as error:

@@ -4,17 +4,18 @@ What a judge can do to its process (block it, exit, crash) costs a verdict to th
 it happened on. To find that sample, what the lost process still owed is judged again one by one.
 """
 
-import pickle
 import queue
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from selfkd.batches import Batch, Said
 from selfkd.cluster import ANYWHERE, ActorLost, Check, Cluster, ClusterLost, Place, kill
 from selfkd.enginecalls import EngineCalls
 from selfkd.errors import InfrastructureError, Stopped, UsageError
@@ -23,9 +24,12 @@ from selfkd.judgehost import JudgeHost, Wanted
 from selfkd.judgerun import Row, call_size
 from selfkd.judging import JudgeSpec
 from selfkd.nodes import await_start
-from selfkd.records import Sample, Status, Verdict
+from selfkd.records import VERDICTS, Status, Verdict, rows_table
 from selfkd.stopping import Patient
 from selfkd.verdictcache import Store, VerdictCache
+
+Hear = Callable[[Sequence[tuple[int, Said]]], None]
+"""Takes what is said of samples as it comes, each with its place in the batch."""
 
 GRACE = 1.0
 """Seconds of silence allowed beyond the time-out of a sample: verdicts travel in groups."""
@@ -55,6 +59,7 @@ class JudgePool:
         """`timeout` is the longest silence for one sample, or one call of a class or TRL judge,
         in seconds; a call that is too slow is made again sample by sample. `folder` keeps what
         servers answer, so that it is not paid for again. `place` is what each process reserves."""
+        self._name = judge.name
         self._count = workers
         self._check = check
         self._workers = [
@@ -67,26 +72,28 @@ class JudgePool:
 
     def judge_batches(
         self,
-        batches: Iterator[list[Sample]],
+        batches: Iterator[Batch],
         calls: EngineCalls | None = None,
         cache: VerdictCache | None = None,
         kept: Path | None = None,
         again: str = "",
-    ) -> Iterator[list[Verdict]]:
-        """Verdicts of each batch, in order; at most `workers + 1` batches are under way.
+    ) -> Iterator[pa.Table]:
+        """Verdicts of each batch as rows of `VERDICTS`, in order.
 
-        `calls` answers what the judge asks the run's sampler. What `cache` knows is not judged;
-        `kept` is the file of what is known of judges inside this one. `again` names an occasion on
-        which samples are judged once more: what a server said of them before does not count.
+        At most `workers + 1` batches are under way. `calls` answers what the judge asks the run's
+        sampler. What `cache` knows is not judged; `kept` is the file of what is known of judges
+        inside this one. `again` names an occasion on which samples are judged once more: what a
+        server said of them before does not count.
         """
-        pending: deque[Future[list[Verdict]]] = deque()
+        pending: deque[Future[pa.Table]] = deque()
         cancelled = threading.Event()
         check = Patient(self._check)
         try:
             for batch in batches:
-                payload = [pickle.dumps(sample) for sample in _renamed(batch, again, calls)]
+                # What the run's own sampler says is recorded by sample, and never read back.
+                shown = batch.renamed(f"@{again}") if again and not calls else batch
                 pending.append(
-                    self._threads.submit(self._judge, batch, payload, cancelled, calls, cache, kept)
+                    self._threads.submit(self._judge, batch, shown, cancelled, calls, cache, kept)
                 )
                 while pending and (len(pending) > self._count or pending[0].done()):
                     yield self._result(pending.popleft(), check)
@@ -111,42 +118,51 @@ class JudgePool:
 
     def _judge(
         self,
-        batch: list[Sample],
-        payload: list[bytes],
+        batch: Batch,
+        shown: Batch,
         cancelled: threading.Event,
         calls: EngineCalls | None,
         cache: VerdictCache | None,
         kept: Path | None,
-    ) -> list[Verdict]:
+    ) -> pa.Table:
         def check() -> None:
             if cancelled.is_set():
                 raise _Cancelled
 
-        def ask(owed: list[int], store: Store) -> list[Verdict]:
-            samples, parts = [batch[i] for i in owed], [payload[i] for i in owed]
+        def ask(asked: Batch, hear: Hear) -> list[Said]:
             worker = self._idle.get()
             try:
-                return worker.judge(samples, parts, check, calls, store, kept)
+                return worker.judge(asked, check, calls, hear, kept)
             finally:
                 self._idle.put(worker)
 
         check()
         if cache:
-            return cache.serve(batch, ask)
-        return ask(list(range(len(batch))), lambda group: None)
+            return rows_table(self._cached(batch, shown, cache, ask), VERDICTS)
+        return batch.verdicts(self._name, ask(shown, lambda group: None))
 
-    def _result(self, future: Future[list[Verdict]], check: Check) -> list[Verdict]:
+    def _cached(
+        self, batch: Batch, shown: Batch, cache: VerdictCache, ask: Callable[..., list[Said]]
+    ) -> list[Verdict]:
+        """The verdicts, only those asked for that are not known."""
+
+        def verdict(place: int, said: Said) -> Verdict:
+            sample = batch.samples[place]
+            return Verdict(sample.id, sample.prompt.id, self._name, *said)  # type: ignore[arg-type]
+
+        def owed(places: list[int], store: Store) -> list[Verdict]:
+            said = ask(
+                shown.take(places),
+                lambda group: store([(i, verdict(places[i], said)) for i, said in group]),
+            )
+            return [verdict(*item) for item in zip(places, said, strict=True)]
+
+        return cache.serve(batch.samples, owed)
+
+    def _result(self, future: Future[pa.Table], check: Check) -> pa.Table:
         while not wait([future], timeout=0.25).done:
             check()
         return future.result()
-
-
-def _renamed(samples: list[Sample], again: str, calls: EngineCalls | None) -> list[Sample]:
-    """Samples under names by which nothing is on record. What the run's own sampler says is
-    recorded by sample, and never read back."""
-    if not again or calls:
-        return samples
-    return [replace(sample, id=f"{sample.id}@{again}") for sample in samples]
 
 
 class _Cancelled(Exception):
@@ -184,35 +200,29 @@ class _Worker:
         self._losses = 0
 
     def judge(
-        self,
-        samples: Sequence[Sample],
-        payload: Sequence[bytes],
-        check: Check,
-        calls: EngineCalls | None,
-        store: Store,
-        kept: Path | None,
-    ) -> list[Verdict]:
-        """A verdict for each sample, in order, whatever the judge does to its process; `store` is
-        given them as they come."""
-        found: dict[int, Verdict] = {}
+        self, batch: Batch, check: Check, calls: EngineCalls | None, hear: Hear, kept: Path | None
+    ) -> list[Said]:
+        """What is said of each sample, in order, whatever the judge does to its process; `hear` is
+        told as it comes."""
+        found: dict[int, Said] = {}
         alone, blamed = 0, False  # how many to judge one by one; whether one was at fault
-        while owed := [i for i in range(len(samples)) if i not in found]:
-            part = self._alone(owed, samples) if alone else owed
+        while owed := [i for i in range(len(batch)) if i not in found]:
+            part = self._alone(owed, batch) if alone else owed
             try:
-                for rows in self._rows([payload[i] for i in part], check, calls, kept):
-                    group = [(part[p], self._verdict(samples[part[p]], *f)) for p, *f in rows]
-                    store(group)
+                for rows in self._rows(batch.take(part), check, calls, kept):
+                    group: list[tuple[int, Said]] = [(part[row[0]], row[1:]) for row in rows]
+                    hear(group)
                     found |= group
                     self._losses = 0
             except _Lost as lost:
                 if alone:
-                    found |= self._give_up(part, samples, lost)
+                    found |= self._give_up(part, batch, lost)
                     blamed = True
                 else:
                     alone, blamed = self._suspects(owed), False
             else:
                 alone = 0 if blamed else max(0, alone - len(part))
-        return [found[i] for i in range(len(samples))]
+        return [found[i] for i in range(len(batch))]
 
     def stop(self) -> None:
         """End the process."""
@@ -225,25 +235,20 @@ class _Worker:
         one_call = self._judge.plugin.kind in ("class", "trl")
         return min(call_size(self._judge), len(owed)) if one_call else len(owed)
 
-    def _alone(self, owed: Sequence[int], samples: Sequence[Sample]) -> list[int]:
+    def _alone(self, owed: Sequence[int], batch: Batch) -> list[int]:
         """The first owed sample, with the others of its prompt where the judge compares them."""
         if not self._judge.compares:
             return [owed[0]]
-        prompt = samples[owed[0]].prompt.id
-        return [i for i in owed if samples[i].prompt.id == prompt]
+        prompts = batch.table.column("prompt_id").to_pylist()
+        return [i for i in owed if prompts[i] == prompts[owed[0]]]
 
     def _rows(
-        self,
-        payload: Sequence[bytes],
-        check: Check,
-        calls: EngineCalls | None,
-        kept: Path | None,
+        self, batch: Batch, check: Check, calls: EngineCalls | None, kept: Path | None
     ) -> Iterator[list[Row]]:
-        """What the process says of the pickled samples, in groups; _Lost if it is lost
-        meanwhile."""
+        """What the process says of the samples, in groups; _Lost if it is lost meanwhile."""
         self._start(check, calls)
         file = str(kept) if kept else None
-        stream = self._actor.judge.options(num_returns="streaming").remote(payload, file)
+        stream = self._actor.judge.options(num_returns="streaming").remote(batch.payload(), file)
         what, silence = f"judge {self._judge.name}", self._timeout + GRACE
         try:
             for item in self._cluster.stream(stream, what, timeout=silence, check=check):
@@ -320,22 +325,17 @@ class _Worker:
             self.stop()
             raise
 
-    def _give_up(
-        self, part: Sequence[int], samples: Sequence[Sample], lost: _Lost
-    ) -> dict[int, Verdict]:
+    def _give_up(self, part: Sequence[int], batch: Batch, lost: _Lost) -> dict[int, Said]:
         self._losses += 1
-        found = {}
+        found: dict[int, Said] = {}
         for i in part:
-            why = f"judge {self._judge.name}, sample {samples[i].id}: {lost.why}"
-            found[i] = self._verdict(samples[i], None, lost.status, None, why, 0.0)
+            why = f"judge {self._judge.name}, sample {batch.ids[i]}: {lost.why}"
+            found[i] = None, lost.status, None, why, 0.0
         if self._losses > LOSSES:
             raise InfrastructureError(
                 f"the judge lost its process on {self._losses} samples in a row; the last: "
-                f"{found[part[-1]].rationale}",
+                f"{found[part[-1]][3]}",
                 where=self._judge.plugin.source,
                 remedy="run it alone with `selfkd judge test`, or raise judging.timeout",
             )
         return found
-
-    def _verdict(self, sample: Sample, *fields: Any) -> Verdict:
-        return Verdict(sample.id, sample.prompt.id, self._judge.name, *fields)

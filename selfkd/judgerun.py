@@ -10,13 +10,13 @@ import itertools
 import math
 import numbers
 import os
-import pickle
 import reprlib
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_args
 
+from selfkd.batches import Copies
 from selfkd.judgecalls import REFUSAL, Caller, StopJudging
 from selfkd.judging import JudgeSpec
 from selfkd.records import Sample, Status, Verdict
@@ -34,8 +34,6 @@ RATIONALE = 20_000
 
 Row = tuple[int, float | None, str, str | None, str, float]
 """Position in the batch, then reward, status, answer, rationale and cost of a verdict."""
-Item = tuple[int, bytes]
-"""Position in the batch, and the pickled sample."""
 
 _EXTRAS: dict[str, Any] = {
     "trainer_state": None,
@@ -57,30 +55,28 @@ class JudgeRunner:
         self._loop = asyncio.new_event_loop()
         self._target: Any = spec.build(caller)
 
-    def rows(self, payload: Sequence[bytes]) -> Iterator[Row | None]:
-        """A row for each pickled sample, in any order; None is only a sign of life.
+    def rows(self, samples: Copies) -> Iterator[Row | None]:
+        """A row for each sample, in any order; None is only a sign of life.
 
-        Every sample has its own pickle, so what a judge does to one reaches no other. Raises only
-        `StopJudging`.
+        Raises only `StopJudging`.
         """
         ways = {"function": self._one_by_one, "async": self._at_once}
-        return ways.get(self._spec.plugin.kind, self._by_calls)(list(enumerate(payload)))
+        return ways.get(self._spec.plugin.kind, self._by_calls)(samples)
 
     # -- functions --------------------------------------------------------------------------------
 
-    def _one_by_one(self, items: Sequence[Item]) -> Iterator[Row | None]:
-        for position, pickled in items:
-            sample = pickle.loads(pickled)
+    def _one_by_one(self, samples: Copies) -> Iterator[Row | None]:
+        for position, sample in enumerate(samples):
             yield self._row(position, sample, lambda: self._target(sample))  # noqa: B023
 
     # -- async functions --------------------------------------------------------------------------
 
-    def _at_once(self, items: Sequence[Item]) -> Iterator[Row | None]:
-        waiting = iter(items)
+    def _at_once(self, samples: Copies) -> Iterator[Row | None]:
+        waiting = enumerate(samples)
         running: dict[asyncio.Task[Row], tuple[int, Sample, float]] = {}
         while True:
             while len(running) < CONCURRENCY and (item := next(waiting, None)):
-                position, sample = item[0], pickle.loads(item[1])
+                position, sample = item
                 task = self._loop.create_task(self._awaited(position, sample))
                 running[task] = (position, sample, time.monotonic() + self._timeout)
             if not running:
@@ -116,31 +112,32 @@ class JudgeRunner:
 
     # -- classes and TRL reward functions ---------------------------------------------------------
 
-    def _by_calls(self, items: Sequence[Item]) -> Iterator[Row | None]:
-        for call in _calls(items, call_size(self._spec)):
-            yield from self._call(call)
+    def _by_calls(self, samples: Copies) -> Iterator[Row | None]:
+        for call in _calls(samples, call_size(self._spec)):
+            yield from self._call(samples, call)
             yield None
 
-    def _call(self, items: Sequence[Item]) -> Iterator[Row]:
+    def _call(self, batch: Copies, positions: Sequence[int]) -> Iterator[Row]:
         """One call; if it fails as a whole, one call a sample, to find whose fault it is.
 
         A judge that compares has one call a prompt instead: a sample alone would win or lose.
         """
-        samples = [pickle.loads(pickled) for _, pickled in items]
+        samples = [batch[i] for i in positions]
         try:
             values = self._values(samples)
         except StopJudging:
             raise
         except BaseException as error:
-            parts = list(_prompts(items)) if self._spec.compares else [[item] for item in items]
+            by_prompt = self._spec.compares
+            parts = list(_prompts(batch, positions)) if by_prompt else [[i] for i in positions]
             if len(parts) > 1:
                 for part in parts:
-                    yield from self._call(part)
+                    yield from self._call(batch, part)
             else:
-                for item, sample in zip(items, samples, strict=True):
-                    yield self._failure(item[0], sample, error)
+                for position, sample in zip(positions, samples, strict=True):
+                    yield self._failure(position, sample, error)
             return
-        for (position, _), sample, value in zip(items, samples, values, strict=True):
+        for position, sample, value in zip(positions, samples, values, strict=True):
             yield self._row(position, sample, lambda: value)  # noqa: B023
 
     def _values(self, samples: list[Sample]) -> list[Any]:
@@ -253,10 +250,10 @@ def _accepted(signature: inspect.Signature, given: dict[str, Any]) -> dict[str, 
     return given if takes_all else {k: v for k, v in given.items() if k in names}
 
 
-def _calls(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    """Runs of at most `size` items, the samples of one prompt kept together."""
-    call: list[Item] = []
-    for prompt in _prompts(items):
+def _calls(samples: Copies, size: int) -> Iterator[list[int]]:
+    """Places of at most `size` samples, those of one prompt kept together."""
+    call: list[int] = []
+    for prompt in _prompts(samples, range(len(samples))):
         if call and len(call) + len(prompt) > size:
             yield call
             call = []
@@ -265,7 +262,7 @@ def _calls(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
         yield call
 
 
-def _prompts(items: Sequence[Item]) -> Iterator[list[Item]]:
-    """Items by prompt, in order."""
-    for _, group in itertools.groupby(items, key=lambda item: pickle.loads(item[1]).prompt.id):
+def _prompts(samples: Copies, positions: Sequence[int]) -> Iterator[list[int]]:
+    """The places by prompt, in order."""
+    for _, group in itertools.groupby(positions, key=samples.prompt_ids.__getitem__):
         yield list(group)

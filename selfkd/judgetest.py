@@ -10,13 +10,14 @@ from typing import Any
 import yaml
 
 from selfkd.assembly import engine_kind, gpu_share
+from selfkd.batches import Batch
 from selfkd.cluster import Cluster, Place
 from selfkd.controls import ControlOptions, blind, plant
 from selfkd.errors import UsageError
 from selfkd.judgepool import JudgePool
 from selfkd.judgeprompts import forged_verdict
 from selfkd.judging import JudgeSpec, resolve_judge
-from selfkd.records import Sample, Verdict
+from selfkd.records import Sample, Verdict, read_rows
 from selfkd.samplefile import Labelled
 from selfkd.samplers import calls_of_model
 
@@ -114,13 +115,15 @@ def _judge(spec: JudgeSpec, cluster: Cluster, timeout: float, model: str | None)
     try:
         with answering as calls:
             yield lambda samples: [
-                v for verdicts in pool.judge_batches(_batches(samples), calls) for v in verdicts
+                verdict
+                for table in pool.judge_batches(_batches(samples), calls)
+                for verdict in read_rows(table, Verdict)
             ]
     finally:
         pool.close()
 
 
-def _batches(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
+def _batches(samples: Sequence[Sample]) -> Iterator[Batch]:
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         groups[sample.prompt.id].append(sample)
@@ -128,7 +131,7 @@ def _batches(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
     for group in groups.values():
         batch += group
         if len(batch) >= BATCH:
-            yield batch
+            yield Batch.of(batch)
             batch = []
     if batch:
-        yield batch
+        yield Batch.of(batch)

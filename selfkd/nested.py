@@ -1,13 +1,13 @@
 """Judges inside judges: what an ensemble, a cascade or a teacher is made of."""
 
 import contextlib
-import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, PlainSerializer, PlainValidator
 
+from selfkd.batches import Copies
 from selfkd.errors import UsageError
 from selfkd.judgecalls import Caller
 from selfkd.judgerun import JudgeRunner
@@ -63,7 +63,7 @@ class Nested:
     def _judged(self, samples: Sequence[Sample], store: Store) -> list[Verdict]:
         found: dict[int, Verdict] = {}
         try:
-            for row in self._runner.rows([pickle.dumps(sample) for sample in samples]):
+            for row in self._runner.rows(Copies.of(samples)):
                 if row is not None:
                     index, reward, status, answer, rationale, cost = row
                     sample = samples[index]

@@ -306,13 +306,13 @@ def samples_table(samples: Sequence[Sample]) -> pa.Table:
         if f.name == "prompt_id":
             columns.append(pa.array([s.prompt.id for s in samples], type=f.type))
         else:
-            columns.append(_column([getattr(s, f.name) for s in samples], f.type))
+            columns.append(column_of([getattr(s, f.name) for s in samples], f.type))
     return pa.Table.from_arrays(columns, schema=SAMPLES)
 
 
 def read_samples(table: pa.Table, prompts: Mapping[str, Prompt]) -> list[Sample]:
     """The inverse of `samples_table`; `prompts` maps prompt ids to prompts."""
-    columns = [_values(table.column(name)) for name in SAMPLES.names]
+    columns = [values_of(table.column(name)) for name in SAMPLES.names]
     return [
         Sample(id, prompts[prompt_id], *rest) for id, prompt_id, *rest in zip(*columns, strict=True)
     ]
@@ -320,7 +320,7 @@ def read_samples(table: pa.Table, prompts: Mapping[str, Prompt]) -> list[Sample]
 
 def rows_table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
     """Verdicts, decisions, pairs, teachings or examples as an Arrow table of `schema`."""
-    columns = [_column([getattr(row, f.name) for row in rows], f.type) for f in schema]
+    columns = [column_of([getattr(row, f.name) for row in rows], f.type) for f in schema]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
@@ -331,15 +331,16 @@ def read_rows(table: pa.Table, row_type: type[T]) -> list[T]:
     """
     known = [f.name for f in fields(row_type)]  # type: ignore[arg-type]
     names = [name for name in known if name in table.column_names]
-    columns = [_values(table.column(name)) for name in names]
+    columns = [values_of(table.column(name)) for name in names]
     return [row_type(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
-def _column(values: Sequence[Any], type: pa.DataType) -> pa.Array:
+def column_of(values: Sequence[Any], type: pa.DataType) -> pa.Array:
+    """Values as an Arrow column, strings as `texts` makes them."""
     return texts(values) if type == pa.string() else pa.array(values, type=type)
 
 
-def _values(column: pa.ChunkedArray) -> list[Any]:
+def values_of(column: pa.ChunkedArray) -> list[Any]:
     """A column as Python values, lists as tuples."""
     if not pa.types.is_list(column.type):
         return column.to_pylist()

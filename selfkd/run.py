@@ -8,7 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
+import pyarrow as pa
+
 from selfkd.alarms import Alarm
+from selfkd.batches import Batch
 from selfkd.chat import render_all, same_tokenizer
 from selfkd.cluster import Cluster, Place
 from selfkd.config import Resolved
@@ -26,7 +29,7 @@ from selfkd.overlap import Asked, Overlap
 from selfkd.policies import Policies, Policy
 from selfkd.progress import Reporter
 from selfkd.prompts import PromptSource
-from selfkd.records import Message, Prompt, Sample, Verdict
+from selfkd.records import Message, Prompt
 from selfkd.retention import prune
 from selfkd.round import Round
 from selfkd.rundir import HELDOUT
@@ -174,12 +177,13 @@ class Run:
     def judge_batches(
         self,
         judge: JudgeSpec,
-        batches: Iterator[list[Sample]],
+        batches: Iterator[Batch],
         calls: EngineCalls | None = None,
         again: str = "",
-    ) -> Iterator[list[Verdict]]:
-        """Verdicts of each batch in order, from processes of their own. `again` names an occasion
-        on which samples are judged whatever is known of them."""
+    ) -> Iterator[pa.Table]:
+        """Verdicts of each batch as rows of `VERDICTS`, in order, from processes of their own.
+
+        `again` names an occasion on which samples are judged whatever is known of them."""
         identity, settings = judge.identity(), self.config.judging
         asked = calls.policy.fingerprint if calls else ""
         kept = cache_file() if settings.cache and not again else None

@@ -75,21 +75,34 @@ def reward_signals(generated: Sequence[StepRecord], judged: Sequence[StepRecord]
 
 def scored(generated: Sequence[StepRecord], judged: Sequence[StepRecord]) -> Scored:
     """What was scored of the samples of some steps, in the order of the verdicts."""
-    ids, sizes = [pa.array([], pa.string())], [np.zeros(0)]
-    for path in (p for s in generated for p in s.shards()):
+    samples = [path for step in generated for path in step.shards()]
+    prompts = [pa.array([], pa.string())]
+    rewards, lengths = [np.zeros(0)], [np.zeros(0)]
+    for path in (p for step in judged for p in step.shards()):
+        table = read_columns(path, ["sample_id", "prompt_id", "reward"])
+        prompts += table.column("prompt_id").chunks
+        rewards.append(table.column("reward").to_numpy().astype(np.float64))
+        # A judge's shard has the samples of the shard of that number: one at a time is in memory.
+        likely = sorted(samples, key=lambda p: p.name != path.name)
+        lengths.append(_lengths(table.column("sample_id"), likely))
+    reward = np.concatenate(rewards)
+    finite = np.isfinite(reward)
+    prompt = codes(pa.chunked_array(prompts))
+    return prompt[finite], reward[finite], np.concatenate(lengths)[finite]
+
+
+def _lengths(ids: pa.ChunkedArray, shards: Sequence[Path]) -> np.ndarray:
+    """Tokens of these samples, NaN where unknown; stops reading when all are found."""
+    lengths, missing = np.full(len(ids), np.nan), np.ones(len(ids), bool)
+    for path in shards:
+        if not missing.any():
+            break
         table = read_columns(path, ["id", "tokens"])
-        ids += table.column("id").chunks
-        sizes += [c.value_lengths().to_numpy(zero_copy_only=False) for c in table["tokens"].chunks]
-    empty = pa.table({"prompt_id": pa.array([], pa.string()), "reward": pa.array([], pa.float64())})
-    tables = [s.table(["sample_id", "prompt_id", "reward"]) for s in judged]
-    table = pa.concat_tables([empty, *(t.select(["prompt_id", "reward"]) for t in tables)])
-    rewards = table.column("reward").to_numpy().astype(np.float64)
-    length = np.append(np.concatenate(sizes).astype(np.float64), np.nan)  # -1, not found, is last
-    known = pa.chunked_array(ids)
-    found = [places(t.column("sample_id"), known).fill_null(-1).to_numpy() for t in tables]
-    lengths = length[np.concatenate([np.zeros(0, np.int64), *found]).astype(np.int64)]
-    finite = np.isfinite(rewards)
-    return codes(table.column("prompt_id"))[finite], rewards[finite], lengths[finite]
+        known = table.column("tokens").combine_chunks().value_lengths()
+        place = places(ids, table.column("id")).fill_null(-1).to_numpy()
+        lengths[place >= 0] = known.to_numpy(zero_copy_only=False)[place[place >= 0]]
+        missing &= place < 0
+    return lengths
 
 
 def swap_figures(judged: Sequence[StepRecord]) -> Row | None:

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
+from selfkd.batches import Batch
 from selfkd.errors import UsageError
 from selfkd.ledger import Step, broken
 from selfkd.records import (
@@ -27,9 +28,6 @@ from selfkd.records import (
 from selfkd.rules import Candidates, Rule
 from selfkd.rundir import places, token_counts
 from selfkd.weights import Weighting
-
-Batch = tuple[int, list[Sample]]
-"""Shard index and its samples."""
 
 BLOCK = 1 << 14
 """Samples, or a few more, that a rule sees at once where it may look at prompts one by one."""
@@ -61,13 +59,18 @@ class Samples:
         if not self.step.finished:
             yield from self._produce()
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[tuple[int, list[Sample]]]:
         """As `tables`, in objects."""
         return ((index, self.read(table)) for index, table in self.tables())
 
     def read(self, table: pa.Table) -> list[Sample]:
         """Rows of this step as samples."""
         return read_samples(table, self._by_id)
+
+    def batch(self, table: pa.Table) -> Batch:
+        """Rows of this step, to be judged together."""
+        ids = table.column("prompt_id").to_pylist()
+        return Batch(table, [self._by_id[id] for id in ids])
 
     def wait(self) -> None:
         """Make what is still missing."""

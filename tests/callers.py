@@ -5,9 +5,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfkd.batches import Batch
 from selfkd.judgecalls import Call, Choices, Likelihoods, Reply
+from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
-from selfkd.records import Finish, Prompt, Sample, Verdict
+from selfkd.records import Finish, Prompt, Sample, Verdict, read_rows
+
+
+def by_pool(pool: JudgePool, samples: Sequence[Sample], *args: Any, **more: Any) -> list[Verdict]:
+    """What a pool's judge says of samples, as one batch."""
+    (table,) = pool.judge_batches(iter([Batch.of(samples)]), *args, **more)
+    return read_rows(table, Verdict)
+
 
 Writes = Callable[[str, int], str]
 """(the message that asks, index of the draw) -> answer."""

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from selfkd.batches import Batch
 from selfkd.cluster import ANYWHERE
 from selfkd.config import Resolved, resolve
 from selfkd.enginecalls import EngineCalls
@@ -17,7 +20,7 @@ from selfkd.launch import new_run
 from selfkd.ledger import Ledger, writing
 from selfkd.nested import Nested
 from selfkd.prompts import open_prompts
-from selfkd.records import Sample, Verdict
+from selfkd.records import VERDICTS, rows_table
 from selfkd.run import Run
 from selfkd.sampling.actor import Progress, Shard
 from selfkd.sampling.base import Completion, Sampling, Work
@@ -122,12 +125,12 @@ class ScriptedRun(Run):
     def judge_batches(
         self,
         judge: JudgeSpec,
-        batches: Iterator[list[Sample]],
+        batches: Iterator[Batch],
         calls: EngineCalls | None = None,
         again: str = "",
-    ) -> Iterator[list[Verdict]]:
+    ) -> Iterator[pa.Table]:
         judged = Nested(judge, DirectCaller(calls) if calls else None)
-        return (judged.judge(batch) for batch in batches)
+        return (rows_table(judged.judge(batch.samples), VERDICTS) for batch in batches)
 
     def train(self, job: TrainJob, follow: Callable[[dict[str, Any]], None]) -> TrainReport:
         self.jobs.append(job)

@@ -34,14 +34,13 @@ def installed(name: str) -> bool:
 
 
 def test_a_reward_function_of_trl_is_a_judge() -> None:
+    from selfkd.batches import Copies
     from selfkd.judgerun import JudgeRunner
 
     spec = JudgeSpec("trl.rewards:think_format_reward")
     texts = ["<think>\nhm\n</think>\n4", "4"]
     samples = [Sample(f"s{i}", Prompt.of("2+2", "4"), i, text) for i, text in enumerate(texts)]
-    import pickle
-
-    rows = [row for row in JudgeRunner(spec).rows([pickle.dumps(s) for s in samples]) if row]
+    rows = [row for row in JudgeRunner(spec).rows(Copies.of(samples)) if row]
     assert [(row[0], row[1], row[2]) for row in rows] == [(0, 1.0, "ok"), (1, 0.0, "ok")]
 
 

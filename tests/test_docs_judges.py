@@ -1,7 +1,6 @@
 """Every snippet of docs/judges.md that says how to use or write a judge does what it says."""
 
 import json
-import pickle
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from selfkd.batches import Copies
 from selfkd.cardtext import render_card
 from selfkd.cluster import Cluster
 from selfkd.controls import ControlOptions
@@ -34,7 +34,7 @@ def blocks(language: str) -> list[str]:
 
 def judged(spec: JudgeSpec, samples: list[Sample]) -> list[Verdict]:
     """As in a run, but in this process."""
-    rows = [r for r in JudgeRunner(spec).rows([pickle.dumps(s) for s in samples]) if r]
+    rows = [r for r in JudgeRunner(spec).rows(Copies.of(samples)) if r]
     return [
         Verdict(samples[i].id, samples[i].prompt.id, spec.name, *said)  # type: ignore[arg-type]
         for i, *said in sorted(rows)

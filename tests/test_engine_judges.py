@@ -27,7 +27,7 @@ from selfkd.records import Sample, Verdict
 from selfkd.sampling.actor import Shard
 from selfkd.sampling.base import Request
 from selfkd.sampling.pool import SamplerPool
-from tests.callers import answer
+from tests.callers import answer, by_pool
 from tests.engines import drawn, make_pool, process
 
 SHORT = {"template": "{question}|{response}", "unfenced": True}
@@ -91,8 +91,7 @@ def scored(
     options: dict[str, Any] = {"workers": 1, "timeout": 60, "check": go_on} | more
     judges = JudgePool(spec, cluster, **options)
     try:
-        (verdicts,) = judges.judge_batches(iter([samples]), calls)
-        return verdicts
+        return by_pool(judges, samples, calls)
     finally:
         judges.close()
 

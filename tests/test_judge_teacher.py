@@ -63,8 +63,7 @@ def judged_by(
         spec, cluster, workers=1, timeout=30, check=lambda: None, folder=folder / "judging"
     )
     try:
-        (verdicts,) = pool.judge_batches(iter([samples(count)]), kept=kept)
-        return verdicts
+        return callers.by_pool(pool, samples(count), kept=kept)
     finally:
         pool.close()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from selfkd.batches import Batch
 from selfkd.cardtext import render_card
 from selfkd.cluster import Cluster
 from selfkd.controls import ControlOptions
@@ -23,6 +24,7 @@ from selfkd.reportcard import report_card
 from selfkd.samplefile import Labelled, read_samples_file
 from selfkd.verbs.judge import Tally
 from selfkd.verdictcache import VerdictCache
+from tests.callers import by_pool
 
 JUDGES = '''
 import asyncio, ctypes, os, re, sys, time
@@ -193,8 +195,7 @@ def judge(cluster: Cluster, folder: Path) -> Iterator[Judge]:
         key = f"{use} {timeout} {options}"
         if key not in pools:
             pools[key] = pool_of(spec, cluster, timeout=timeout)
-        (verdicts,) = pools[key].judge_batches(iter([samples]))
-        return verdicts
+        return by_pool(pools[key], samples)
 
     yield run
     for pool in pools.values():
@@ -287,7 +288,7 @@ def test_a_judge_that_was_edited_meanwhile_is_refused(cluster: Cluster, tmp_path
     file.write_text("def f(sample):\n    return 2\n")
     pool = pool_of(spec, cluster)
     with pytest.raises(UsageError, match=r"'edited.py:f' is not the one that the run began with"):
-        list(pool.judge_batches(iter([batch("a")])))
+        by_pool(pool, batch("a"))
     pool.close()
 
 
@@ -315,7 +316,7 @@ def test_reward_functions_of_trl_itself(cluster: Cluster) -> None:
     ]
     for name, rewards in {"think_format_reward": [1, 0], "accuracy_reward": [1, 0]}.items():
         pool = pool_of(JudgeSpec(f"trl.rewards:{name}"), cluster)
-        (verdicts,) = pool.judge_batches(iter([samples]))
+        verdicts = by_pool(pool, samples)
         pool.close()
         assert [v.reward for v in verdicts] == rewards, verdicts
 
@@ -379,16 +380,16 @@ def test_a_judge_that_always_dies_ends_the_run(judge: Judge, monkeypatch: Any) -
 def test_batches_come_in_order_with_bounded_look_ahead(cluster: Cluster, folder: Path) -> None:
     drawn: list[int] = []
 
-    def batches() -> Iterator[list[Sample]]:
+    def batches() -> Iterator[Batch]:
         for i in range(8):
             drawn.append(i)
-            yield [sample("x" * (i + 1), k) for k in range(5)]
+            yield Batch.of([sample("x" * (i + 1), k) for k in range(5)])
 
     spec = resolve_judge("my_judges.py:length", folder)
     pool = pool_of(spec, cluster, workers=2)
     rewards = []
     for verdicts in pool.judge_batches(batches()):
-        rewards.append([v.reward for v in verdicts])
+        rewards.append(verdicts.column("reward").to_pylist())
         assert len(drawn) - len(rewards) <= 2  # one of the three is in our hands
     pool.close()
     assert rewards == [[float(i)] * 5 for i in range(1, 9)]
@@ -407,7 +408,7 @@ def test_a_stop_is_heeded_while_a_judge_works(cluster: Cluster, folder: Path) ->
     pool = pool_of(spec, cluster, check=check)
     before = time.monotonic()
     with pytest.raises(KeyError, match="stop"):
-        list(pool.judge_batches(iter([batch("ok", "hang")])))
+        by_pool(pool, batch("ok", "hang"))
     pool.close()
     assert time.monotonic() - before < 20
 
@@ -418,8 +419,9 @@ def test_many_batches_come_back_whole(cluster: Cluster) -> None:
         for i in range(20_000)
     ]
     pool = pool_of(JudgeSpec("number"), cluster)
-    (verdicts,) = pool.judge_batches(iter([samples[:512]]))
-    every = list(pool.judge_batches(samples[i : i + 1000] for i in range(0, 20_000, 1000)))
+    verdicts = by_pool(pool, samples[:512])
+    batches = (Batch.of(samples[i : i + 1000]) for i in range(0, 20_000, 1000))
+    every = list(pool.judge_batches(batches))
     pool.close()
     assert all(v.reward == 1 for v in verdicts)
     assert sum(map(len, every)) == 20_000
@@ -641,12 +643,12 @@ def test_verdicts_that_came_before_a_stop_are_not_paid_again(
     cache = VerdictCache(spec.identity(), path=tmp_path / "verdicts")
     pool = pool_of(spec, cluster, check=check)
     with pytest.raises(KeyError, match="stop"):
-        list(pool.judge_batches(iter([samples]), cache=cache))
+        by_pool(pool, samples, cache=cache)
     pool.close()
     paid = settled(log)
     cache = VerdictCache(spec.identity(), path=tmp_path / "verdicts")
     pool = pool_of(spec, cluster)
-    (verdicts,) = pool.judge_batches(iter([samples]), cache=cache)
+    verdicts = by_pool(pool, samples, cache=cache)
     known = cache.hits
     pool.close()
     again = log.read_text().splitlines()[len(paid) :]
@@ -695,5 +697,5 @@ def test_a_judge_that_lacks_something_says_so_with_its_own_remedy(
     spec = JudgeSpec(f"{tmp_path}/picky.py:picky", {"tool": "hammer"})
     pool = pool_of(spec, cluster)
     with pytest.raises(UsageError, match="there is no hammer — install it"):
-        list(pool.judge_batches(iter([batch("a")])))
+        by_pool(pool, batch("a"))
     pool.close()

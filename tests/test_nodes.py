@@ -25,6 +25,7 @@ from selfkd.sampling.base import Request
 from selfkd.sampling.replicas import Replicas
 from selfkd.trainers import Trainers
 from selfkd.training.actor import LocalTrainer
+from tests.callers import by_pool
 from tests.engines import by_request, drawn, inside
 from tests.test_training import examples, job, log_of
 
@@ -224,5 +225,5 @@ def test_a_node_that_dies_costs_no_shard_and_a_strange_one_is_refused(
         judge, cluster, workers=1, timeout=60, check=lambda: None, place=Place(cpus=2)
     )
     with pytest.raises(UsageError, match=refused):
-        next(judges.judge_batches(iter([[Sample("s", Prompt.of("1 + 1?", "2"), 0, "2")]])))
+        by_pool(judges, [Sample("s", Prompt.of("1 + 1?", "2"), 0, "2")])
     judges.close()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from selfkd.batches import Batch
 from selfkd.cluster import ActorLost, Cluster, Place
 from selfkd.errors import DataError, InfrastructureError, Stopped
 from selfkd.hardware import has_gpu
@@ -374,11 +375,11 @@ def test_a_slow_judge_stops_the_engine_until_it_has_caught_up(
         if len(seen) > 8 and seen[-8] == seen[-1]:
             (tmp_path / "go").touch()
 
-    def batches() -> Iterator[list[Sample]]:
+    def batches() -> Iterator[Batch]:
         shards = [(i, (Request(f"k{i}", PROMPTS[i % 4]),)) for i in range(40)]
         for item in pool.generate("base", tiny_model, [], shards, GREEDY):
             if isinstance(item, Shard):
-                yield [Sample(f"k{item.index}", Prompt.of("a question"), 0, "an answer")]
+                yield Batch.of([Sample(f"k{item.index}", Prompt.of("a question"), 0, "an answer")])
 
     spec = resolve_judge("waits.py:waits", tmp_path)
     judges = JudgePool(spec, cluster, workers=1, timeout=60, check=check)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from selfkd.batches import Batch
 from selfkd.controls import CONTROL, blind, check, failing, plant
 from selfkd.enginecalls import EngineCalls
 from selfkd.errors import DataError
@@ -12,15 +13,7 @@ from selfkd.judgeprompts import forged_verdict
 from selfkd.judging import JudgeSpec
 from selfkd.ledger import Step
 from selfkd.policies import Policy
-from selfkd.records import (
-    VERDICTS,
-    Sample,
-    Verdict,
-    prompts_table,
-    read_rows,
-    rows_table,
-    samples_table,
-)
+from selfkd.records import Sample, Verdict, prompts_table, read_rows, samples_table
 from selfkd.rundir import ANCHORS, AUDIT, CONTROLS, HELDOUT
 from selfkd.tables import Anchors, Samples, Scored
 from selfkd.verbs.judge import Tally
@@ -88,8 +81,8 @@ def judge_controls(
         judged.started = time.monotonic()
         if controls and not judged.has(0):
             shown = blind(controls, scored.samples.rows[0].policy)
-            (verdicts,) = round.run.judge_batches(judge, iter([shown]), calls)
-            judged.write(0, rows_table(verdicts, VERDICTS))
+            (table,) = round.run.judge_batches(judge, iter([Batch.of(shown)]), calls)
+            judged.write(0, table)
         verdicts = [v for table in judged.tables() for v in read_rows(table, Verdict)]
         by_id = {v.sample_id: v.reward for v in verdicts}
         results = check([(c.view, c.prompt.id, by_id[c.id]) for c in controls], options)

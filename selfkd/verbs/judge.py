@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from selfkd.batches import Batch
 from selfkd.enginecalls import EngineCalls, Told
 from selfkd.judging import FAILURES, JudgeSpec, check_failures, check_scored
 from selfkd.ledger import Step
@@ -50,13 +51,13 @@ def judge_shards(
     if calls and calls.policy.name != samples.policy:
         samples.wait()  # the engine holds one policy at a time
     step.started = time.monotonic()
-    owed: deque[tuple[int, list[Sample], list[Verdict]]] = deque()
+    owed: deque[tuple[int, Batch, list[Verdict]]] = deque()
     tally = Tally()
     waited = 0.0
 
     limits = round.run.config.judging
 
-    def batches() -> Iterator[list[Sample]]:
+    def batches() -> Iterator[Batch]:
         nonlocal waited
         waiting = time.monotonic()
         for index, table in samples.tables():
@@ -66,20 +67,21 @@ def judge_shards(
             if recorded and not before:
                 tally.add(recorded)
             else:
-                batch = samples.read(table)
+                batch = samples.batch(table)
                 owed.append((index, batch, before))
-                yield _missing(judge, batch, before)
+                yield _missing(judge, batch, before) if before else batch
             waiting = time.monotonic()
         waited += time.monotonic() - waiting
 
     # Anchors show whether the judge still says the same: what it said before is no answer.
     again = str(round.number) if step.label == ANCHORS else ""
-    for verdicts in round.run.judge_batches(judge, batches(), calls, again):
+    for table in round.run.judge_batches(judge, batches(), calls, again):
         index, batch, before = owed.popleft()
         if calls and told:
-            _record(round, told, index, calls.policy.name, calls.told(s.id for s in batch))
-        known = {v.sample_id: v for v in [*before, *verdicts]}
-        table = rows_table([known[s.id] for s in batch], VERDICTS)
+            _record(round, told, index, calls.policy.name, calls.told(batch.ids))
+        if before:
+            known = {v.sample_id: v for v in [*before, *read_rows(table, Verdict)]}
+            table = rows_table([known[id] for id in batch.ids], VERDICTS)
         step.write(index, table)
         tally.add(table)
         tally.check(limits, samples.count)
@@ -95,16 +97,16 @@ def _failed(verdicts: pa.Table) -> bool:
     return not set(verdicts.column("status").unique().to_pylist()).isdisjoint(FAILURES)
 
 
-def _missing(judge: JudgeSpec, batch: list[Sample], verdicts: Sequence[Verdict]) -> list[Sample]:
+def _missing(judge: JudgeSpec, batch: Batch, verdicts: Sequence[Verdict]) -> Batch:
     """Samples of a shard that a verdict is still owed for: those that failed are judged again."""
     known = {v.sample_id for v in verdicts if v.status not in FAILURES}
-    missing = [s for s in batch if s.id not in known]
+    missing = [i for i, id in enumerate(batch.ids) if id not in known]
     if judge.writes:
-        return batch if missing else []  # its judgements are recorded by whole shards
+        return batch if missing else batch.take([])  # its judgements are recorded by whole shards
     if judge.compares:
-        prompts = {s.prompt.id for s in missing}
-        return [s for s in batch if s.prompt.id in prompts]
-    return missing
+        prompts = {batch.prompts[i].id for i in missing}
+        missing = [i for i, prompt in enumerate(batch.prompts) if prompt.id in prompts]
+    return batch.take(missing)
 
 
 # -- judgements -----------------------------------------------------------------------------------
