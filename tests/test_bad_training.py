@@ -65,6 +65,22 @@ def test_a_training_that_diverges_stops_the_run_and_commits_nothing(tmp_path):
     assert not list(run.ledger.path.glob("rounds/000/*-train/manifest.json"))
 
 
+def test_a_gradient_that_leaps_ends_a_training_whose_config_says_so(tmp_path):
+    steady = {"learning_rate": 1e-4, "batch_size": 2, "epochs": 1, "dtype": "float32"}
+    run = open_run(tmp_path, rounds=1, name="calm", train={**steady, "grad_norm_limit": 1e3})
+    play_script(run)
+    (norm, *_) = _norms(run.ledger.path)
+    run = open_run(tmp_path, rounds=1, name="leap", train={**steady, "grad_norm_limit": norm / 2})
+    with pytest.raises(Diverged, match=r"norm is .* beyond train.grad_norm_limit"):
+        play_script(run)
+    assert not list(run.ledger.path.glob("policies/round-*"))
+
+
+def _norms(run: Path) -> list[float]:
+    (log,) = run.glob("rounds/000/*-train/log.jsonl")
+    return [line["grad_norm"] for line in read_lines(log)]
+
+
 def test_or_the_run_goes_on_with_the_policy_it_had(tmp_path):
     run = open_run(tmp_path, on_bad_training="continue")
     play_script(run)

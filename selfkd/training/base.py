@@ -35,6 +35,9 @@ class TrainOptions(Options):
     """AdamW weight decay."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient clipping norm."""
+    grad_norm_limit: float | None = Field(None, gt=0)
+    """A gradient norm, before clipping, beyond which the training has diverged. Default: only one
+    that is not finite."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What products are computed in; auto takes bfloat16 where the hardware multiplies it fast. It
     sees the weights rounded stochastically in each step; the optimiser's stay float32."""

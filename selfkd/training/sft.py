@@ -121,6 +121,8 @@ class WeightedSFTTrainer(SFTTrainer):
         """Steps made before these ones, where a training is cut into several jobs."""
         self.planned_steps: int | None = None
         """Steps of the whole training, where these are not all."""
+        self.grad_norm_limit: float | None = None
+        """`TrainOptions.grad_norm_limit`."""
         self.tokens_seen = 0
         """By this worker."""
         self.tokens_in_all = 0
@@ -202,9 +204,11 @@ class WeightedSFTTrainer(SFTTrainer):
         """One line a step in the log file."""
         if "loss" not in logs:
             return
-        if not math.isfinite(logs["grad_norm"]):
+        norm, limit = logs["grad_norm"], self.grad_norm_limit
+        if not math.isfinite(norm) or (limit and norm > limit):
+            beyond = f", beyond train.grad_norm_limit ({limit:g})" if limit and norm > limit else ""
             raise Diverged(
-                f"the gradient norm is {logs['grad_norm']} at step {self.state.global_step}",
+                f"the gradient norm is {norm:g} at step {self.state.global_step}{beyond}",
                 where="train",
                 remedy="lower train.learning_rate",
             )

@@ -54,6 +54,7 @@ class Workbench:
         tokenizer = AutoTokenizer.from_pretrained(job.start_path)
         model = self._model(job)
         trainer = _make_trainer(model, tokenizer, examples, job)
+        trainer.grad_norm_limit = job.options.grad_norm_limit
         if compute_dtype(job.options.dtype) == "bfloat16":
             trainer.add_callback(RoundedSteps(trainer.model, job.rounding_seed))
         saves = not trainer.args.process_index  # of several workers, the first one
