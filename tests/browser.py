@@ -37,6 +37,13 @@ def find_browser() -> str | None:
     return next((path for path in map(shutil.which, NAMES) if path), None)
 
 
+NAVIGATED = "Inspected target navigated or closed"
+
+
+class Navigated(Exception):
+    """The tab went to another page before it could answer."""
+
+
 class Page:
     """One tab: opens addresses, evaluates JavaScript, and collects what went wrong."""
 
@@ -56,7 +63,11 @@ class Page:
         self.socket.send(json.dumps(message | {"sessionId": self.session}))
         while True:
             answer = json.loads(self.socket.recv(timeout=60))
-            if answer.get("id") == number and answer.get("sessionId") == self.session:
+            if answer.get("sessionId") != self.session:
+                continue  # of a tab that another test has left
+            if answer.get("id") == number:
+                if answer.get("error", {}).get("message") == NAVIGATED:
+                    raise Navigated
                 assert "error" not in answer, answer["error"]
                 return answer["result"]
             self._note(answer.get("method", ""), answer.get("params", {}))
@@ -85,8 +96,9 @@ class Page:
         """Wait until an expression is true."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if self.evaluate(f"Boolean({expression})"):
-                return
+            with contextlib.suppress(Navigated):  # to where it may be true
+                if self.evaluate(f"Boolean({expression})"):
+                    return
             time.sleep(0.05)
         text = self.evaluate("document.body.innerText.slice(0, 2000)")
         raise AssertionError(f"never true: {expression}\n{text}\n{self.problems}")
