@@ -1,6 +1,7 @@
 """Starts, resumes and forks runs: everything around the loop."""
 
 import contextlib
+import itertools
 import re
 import shutil
 import time
@@ -14,7 +15,7 @@ import yaml
 from selfkd.config import Resolved, resolve
 from selfkd.errors import DataError, SelfkdError, Stopped, UsageError
 from selfkd.hardware import cores
-from selfkd.judging import resolve_judge
+from selfkd.judging import JudgeSpec, resolve_judge
 from selfkd.ledger import (
     Ledger,
     broken,
@@ -31,7 +32,7 @@ from selfkd.progress import Reporter
 from selfkd.provenance import provenance
 from selfkd.reporting import Reports
 from selfkd.retention import is_pruned
-from selfkd.rundir import of_verb, round_steps
+from selfkd.rundir import of_verb, round_numbers, round_steps
 from selfkd.stopping import EndOfRun, StopSignals
 from selfkd.yamlfile import flatten
 
@@ -303,6 +304,9 @@ def _settled(
     ]
     if head["loop_identity"] != resolved.loop.identity:
         refused.append(f"the code of loop {resolved.loop.name} ({resolved.loop.source})")
+    if not refused and _judged_otherwise(path, head, resolved.judge):
+        judge = resolved.judge
+        refused.append(f"the code of judge {judge.name} ({judge.plugin.source}) or its options")
     if refused:
         raise UsageError(
             "the run was started with another config:\n  " + "\n  ".join(refused),
@@ -312,6 +316,18 @@ def _settled(
     if changed:
         _write(path, head, document)
     return resolved
+
+
+def _judged_otherwise(path: Path, head: Mapping[str, Any], judge: JudgeSpec) -> bool:
+    """Whether the run has verdicts of its own, finished or not, by what its judge was before."""
+    before = head["judge_identity"]
+    if before == judge.identity():
+        return False
+    first = head["parent"]["round"] if head.get("parent") else 0
+    own = (round_steps(path, n) for n in round_numbers(path) if n >= first)
+    steps = of_verb(itertools.chain.from_iterable(own), "judge")
+    begun = (step for step in steps if (step.path / "step.json").exists())
+    return any(step.args().get("judge") == before for step in begun)
 
 
 def _same_judge(old: Any, new: Any) -> bool:

@@ -163,7 +163,7 @@ def test_a_judges_call_does_not_wait_until_all_is_generated(
 ) -> None:
     # Twice as many sequences as run at once: what is urgent comes before the second half.
     shards = [(i, (Request(f"j{i}", requests[i % 8].prompt_tokens, n=8),)) for i in range(16)]
-    stream = pool.generate("base", smollm2, [], shards, drawn(max_tokens=24))
+    stream = pool.generate("base", smollm2, [], shards, drawn(max_tokens=12))
     next(stream)
     answers = asked(pool, smollm2, Work(tuple(requests[:2]), drawn(max_tokens=4), urgent=True))
     assert len(answers) == 2

@@ -24,7 +24,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     done = selfkd(
         folder, "run", str(LOOPS / "rest_em.yaml"), "--name", "demo", f"model={smollm2}",
-        "rounds=1", "prompts.per_round=16", "samples_per_prompt=4", "prompts.heldout=16",
+        "rounds=1", "prompts.per_round=16", "samples_per_prompt=4", "prompts.heldout=8",
         "engine.kind=vllm", "sampling.max_tokens=40",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -40,7 +40,7 @@ def test_the_curve_holds_what_was_sampled_judged_and_trained(demo):
     assert base["samples"] == base["scored"] == trained["samples"] == 16 * 4
     # The base is right on some of these sums and far from most; 0 or 1 would mean a broken judge.
     assert 0.01 < base["reward_mean"] < 0.4
-    assert base["heldout_scored"] == trained["heldout_scored"] == 16
+    assert base["heldout_scored"] == trained["heldout_scored"] == 8
     assert base["kept"] == base["train"]["examples"] > 0
     assert base["kept"] + sum(base["dropped"].values()) == 64
     assert base["train"]["steps"] > 0 and trained["train"] is None
