@@ -5,7 +5,7 @@ any, and the judge's process one at a time.
 """
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, overload
@@ -22,8 +22,8 @@ from selfkd.records import (
     values_of,
 )
 
-_OWN = [name for name in SAMPLES.names if name != "prompt_id"]
-"""Fields of a sample without its prompt, in their order."""
+OWN = tuple(name for name in SAMPLES.names if name != "prompt_id")
+"""Fields of a sample without its prompt, in the order of `Sample`."""
 
 Said = tuple[float | None, str, str | None, str, float]
 """Reward, status, answer, rationale and cost of a verdict."""
@@ -50,6 +50,11 @@ class Batch:
         self.prompts = prompts
 
     @classmethod
+    def read(cls, table: pa.Table, prompts: Mapping[str, Prompt]) -> "Batch":
+        """Rows of `SAMPLES`; `prompts` by id."""
+        return cls(table, [prompts[id] for id in table.column("prompt_id").to_pylist()])
+
+    @classmethod
     def of(cls, samples: Sequence[Sample]) -> "Batch":
         """Samples that are at hand as objects."""
         return cls(samples_table(samples), [s.prompt for s in samples])
@@ -65,12 +70,9 @@ class Batch:
     @cached_property
     def samples(self) -> list[Sample]:
         """All of them as objects."""
-        columns = [values_of(self.table.column(name)) for name in _OWN]
-        rows = zip(*columns, strict=True)
-        return [
-            Sample(id, prompt, *rest)
-            for (id, *rest), prompt in zip(rows, self.prompts, strict=True)
-        ]
+        rows = zip(*(values_of(self.table.column(name)) for name in OWN), strict=True)
+        pairs = zip(rows, self.prompts, strict=True)
+        return [Sample(id, prompt, *rest) for (id, *rest), prompt in pairs]
 
     def take(self, places: Sequence[int]) -> "Batch":
         """The samples at these places."""
@@ -117,13 +119,13 @@ class Copies(Sequence[Sample]):
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> "Copies":
         """Of samples at hand as objects."""
-        rows = [tuple(getattr(s, name) for name in _OWN) for s in samples]
+        rows = [tuple(getattr(s, name) for name in OWN) for s in samples]
         return cls(rows, [s.prompt.id for s in samples], [pickle.dumps(s.prompt) for s in samples])
 
     @classmethod
     def read(cls, payload: Payload) -> "Copies":
         """Of what came from another process."""
-        columns = [values_of(payload.table.column(name)) for name in _OWN]
+        columns = [values_of(payload.table.column(name)) for name in OWN]
         prompts = [payload.prompts[place] for place in payload.places]
         ids = payload.table.column("prompt_id").to_pylist()
         return cls(list(zip(*columns, strict=True)), ids, prompts)

@@ -310,14 +310,6 @@ def samples_table(samples: Sequence[Sample]) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=SAMPLES)
 
 
-def read_samples(table: pa.Table, prompts: Mapping[str, Prompt]) -> list[Sample]:
-    """The inverse of `samples_table`; `prompts` maps prompt ids to prompts."""
-    columns = [values_of(table.column(name)) for name in SAMPLES.names]
-    return [
-        Sample(id, prompts[prompt_id], *rest) for id, prompt_id, *rest in zip(*columns, strict=True)
-    ]
-
-
 def rows_table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
     """Verdicts, decisions, pairs, teachings or examples as an Arrow table of `schema`."""
     columns = [column_of([getattr(row, f.name) for row in rows], f.type) for f in schema]

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pyarrow as pa
 
+from selfkd.batches import Batch
 from selfkd.config import resolve
 from selfkd.errors import DataError
 from selfkd.launch import read_run
@@ -21,7 +22,6 @@ from selfkd.records import (
     Sample,
     read_prompts,
 )
-from selfkd.records import read_samples as read_samples_table
 from selfkd.rundir import AUDIT, StepRecord, of_verb, round_numbers, round_steps
 
 
@@ -89,7 +89,7 @@ def _recorded(run_dir: Path) -> Labelled:
         samples += [
             s
             for t in _tables(main, "generate", SAMPLES.names)
-            for s in read_samples_table(t, prompts)
+            for s in Batch.read(t, prompts).samples
         ]
         for table in _tables([s for s in steps if s.label == label], "judge", VERDICTS.names):
             for row in table.to_pylist():

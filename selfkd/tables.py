@@ -23,7 +23,6 @@ from selfkd.records import (
     Verdict,
     read_prompts,
     read_rows,
-    read_samples,
 )
 from selfkd.rules import Candidates, Rule
 from selfkd.rundir import places, token_counts
@@ -65,12 +64,11 @@ class Samples:
 
     def read(self, table: pa.Table) -> list[Sample]:
         """Rows of this step as samples."""
-        return read_samples(table, self._by_id)
+        return self.batch(table).samples
 
     def batch(self, table: pa.Table) -> Batch:
         """Rows of this step, to be judged together."""
-        ids = table.column("prompt_id").to_pylist()
-        return Batch(table, [self._by_id[id] for id in ids])
+        return Batch.read(table, self._by_id)
 
     def wait(self) -> None:
         """Make what is still missing."""
