@@ -202,7 +202,16 @@ def _crowded(weights: Weights) -> None:
     weights["model.layers.2.mlp.up_proj.weight"] = torch.zeros(2, 2)
 
 
-BAD = {"is missing": _lacking, "has shape": _misshapen, "not part of": _crowded}
+def _integral(weights: Weights) -> None:
+    weights["model.norm.weight"] = weights["model.norm.weight"].to(torch.int8)
+
+
+BAD = {
+    "is missing": _lacking,
+    "has shape": _misshapen,
+    "has dtype I8 instead of float": _integral,
+    "not part of": _crowded,
+}
 
 
 @pytest.mark.parametrize("said", BAD)

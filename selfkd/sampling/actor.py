@@ -14,6 +14,7 @@ from selfkd.sampling.base import Answer, Completion, Engine, Request, Sampling, 
 from selfkd.sampling.desk import Desk
 from selfkd.sampling.sync import Canary
 from selfkd.sampling.transfer import Receiver
+from selfkd.training.base import CANARY_END
 
 ShardRequests = tuple[int, tuple[Request, ...]]
 
@@ -36,9 +37,6 @@ COMPLETIONS = pa.schema(
     ]
 )
 """`index` counts the completions of a request."""
-
-CANARY_END = 16
-"""Tokens at the end of a canary's longest sequence that are scored one by one."""
 
 IN_HAND = 4096
 """Sequences that an engine is given at once (two full batches, if those are more), and that it is

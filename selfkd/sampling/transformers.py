@@ -17,7 +17,7 @@ from transformers import (
 from selfkd.errors import DataError
 from selfkd.hardware import compute_dtype, cores
 from selfkd.sampling.base import REFUSED, Answer, Completion, Request, Sampling, Weighing, Work
-from selfkd.sampling.weights import check_weights, stored_shapes
+from selfkd.sampling.weights import check_weights, stored_tensors
 
 URGENT = 10**9
 """Urgent work is numbered from here, so that its draws are not those of other work."""
@@ -43,7 +43,7 @@ class TransformersEngine:
     ) -> None:
         torch.set_num_threads(cores())
         self.policy = policy
-        self._shapes = stored_shapes(path)
+        self._tensors = stored_tensors(path)
         self._max_num_seqs = max_num_seqs
         self._seed = seed
         self._taken: Counter[bool] = Counter()
@@ -151,7 +151,7 @@ class TransformersEngine:
 
     def load(self, policy: str, path: str) -> None:
         """Take the weights in `path`; refuses files that do not fit before it changes any."""
-        check_weights(path, self._shapes)
+        check_weights(path, self._tensors)
         self._model = self._read(path)
         self._model.generation_config = GenerationConfig()
         self.policy = policy

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from selfkd.errors import InfrastructureError
 from selfkd.hardware import compute_dtype, has_gpu
 from selfkd.sampling.base import REFUSED, Answer, Completion, Sampling, Weighing, Work
-from selfkd.sampling.weights import check_weights, stored_shapes
+from selfkd.sampling.weights import check_weights, stored_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,7 @@ class VLLMEngine:
         from vllm import LLM
 
         self.policy = policy
-        self._shapes = stored_shapes(path)
+        self._tensors = stored_tensors(path)
         self._counter = 0
         self._refused: list[tuple[str, Answer]] = []
         self._asked: dict[str, _Asked] = {}
@@ -162,7 +162,7 @@ class VLLMEngine:
         Raises InfrastructureError where vLLM goes on using anything of the old weights; the engine
         is lost then.
         """
-        check_weights(path, self._shapes)
+        check_weights(path, self._tensors)
         self.policy = ""  # until all is done, these are nobody's weights
         self._wake("weights")
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})

@@ -15,6 +15,13 @@ LESS_MEMORY = (
 """What to do where a training has too little. Of these keys none may change on resume."""
 
 
+CANARY_END = 16
+"""Tokens at the end of a canary's longest sequence that an engine scores one by one."""
+CANARY_TOKENS = 128 + CANARY_END + 1
+"""Length of that sequence: its end comes right after a whole block of 128, the largest unit of
+vLLM's prefix cache, so that little beside what is read from the cache is computed anew."""
+
+
 class TrainOptions(Options):
     """Optimiser settings shared by every objective (config section `train`)."""
 

@@ -18,15 +18,11 @@ from selfkd.hardware import compute_dtype
 from selfkd.models import check_model_dir
 from selfkd.records import Example, read_rows
 from selfkd.training.adapters import merge, save_adapter
-from selfkd.training.base import TrainJob, TrainReport
+from selfkd.training.base import CANARY_TOKENS, TrainJob, TrainReport
 from selfkd.training.checkpoints import load, save
 from selfkd.training.probe import UNKNOWN, Distances, Yardstick
 from selfkd.training.rounding import RoundedSteps, round_to_bfloat16
 from selfkd.training.state import continue_training, save_state
-
-CANARY_TOKENS = 145
-"""Length of the long canary: its last 16 tokens each come after a whole block of 128, the largest
-unit of vLLM's prefix cache, so that little beside what is read from the cache is computed anew."""
 
 
 class Workbench:
