@@ -1,5 +1,6 @@
 """What this machine has: cores, memory, accelerators. Loads nothing heavy."""
 
+import ctypes
 import importlib.util
 import os
 from functools import cache
@@ -25,6 +26,16 @@ def memory_gib() -> float:
 def available_gib() -> float:
     """Memory that is free now, GiB."""
     return min(_meminfo("MemAvailable"), memory_gib())
+
+
+def trim_memory() -> None:
+    """Return what this process has freed to the system.
+
+    The C library keeps it: gigabytes after a training on CPU, and the holes that updates of weights
+    leave, which every update may make more of.
+    """
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def compute_dtype(dtype: str) -> str:

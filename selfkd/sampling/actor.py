@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from selfkd.hardware import trim_memory
 from selfkd.records import texts
 from selfkd.sampling.base import Answer, Completion, Engine, Request, Sampling, Work
 from selfkd.sampling.desk import Desk
@@ -122,6 +123,7 @@ class SamplerActor(Receiver):
             if engine.policy != policy:
                 self._score(engine, canary)
                 engine.load(policy, path)
+                trim_memory()
 
         self._desk.alone(load)
 

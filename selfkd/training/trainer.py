@@ -1,6 +1,5 @@
 """Makes one policy out of another, and says how that went: the work of a trainer's process."""
 
-import ctypes
 import gc
 import itertools
 import json
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 
 from selfkd.errors import DataError, Diverged
-from selfkd.hardware import compute_dtype
+from selfkd.hardware import compute_dtype, trim_memory
 from selfkd.models import check_model_dir
 from selfkd.records import Example, read_rows
 from selfkd.training.adapters import merge, save_adapter
@@ -214,6 +213,4 @@ def _give_back_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    # The C library keeps freed memory for itself, gigabytes of it after a training on CPU.
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
+    trim_memory()
