@@ -76,7 +76,7 @@ class Batch:
 
     def take(self, places: Sequence[int]) -> "Batch":
         """The samples at these places."""
-        if len(places) == len(self):
+        if list(places) == list(range(len(self))):
             return self
         table = self.table.take(pa.array(places, type=pa.int64()))
         return Batch(table, [self.prompts[i] for i in places])
