@@ -5,10 +5,10 @@ any, and the judge's process one at a time.
 """
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import pyarrow as pa
 
@@ -105,7 +105,7 @@ class Batch:
         return pa.Table.from_arrays([*own, *arrays], schema=VERDICTS)
 
 
-class Copies(Sequence[Sample]):
+class Copies:
     """Samples that are new objects each time one looks: what is done to one reaches no other."""
 
     def __init__(
@@ -133,12 +133,9 @@ class Copies(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, index: int) -> Sample:
         id, *rest = self._rows[index]
         return Sample(id, pickle.loads(self._prompts[index]), *rest)

@@ -239,8 +239,8 @@ class _Worker:
         """The first owed sample, with the others of its prompt where the judge compares them."""
         if not self._judge.compares:
             return [owed[0]]
-        prompts = batch.table.column("prompt_id").to_pylist()
-        return [i for i in owed if prompts[i] == prompts[owed[0]]]
+        prompt = batch.prompts[owed[0]].id
+        return [i for i in owed if batch.prompts[i].id == prompt]
 
     def _rows(
         self, batch: Batch, check: Check, calls: EngineCalls | None, kept: Path | None

@@ -204,9 +204,9 @@ class WeightedSFTTrainer(SFTTrainer):
         """One line a step in the log file."""
         if "loss" not in logs:
             return
-        norm, limit = logs["grad_norm"], self.grad_norm_limit
-        if not math.isfinite(norm) or (limit and norm > limit):
-            beyond = f", beyond train.grad_norm_limit ({limit:g})" if limit and norm > limit else ""
+        norm, limit = logs["grad_norm"], self.grad_norm_limit or math.inf
+        if norm > limit or not math.isfinite(norm):
+            beyond = f", beyond train.grad_norm_limit ({limit:g})" if norm > limit else ""
             raise Diverged(
                 f"the gradient norm is {norm:g} at step {self.state.global_step}{beyond}",
                 where="train",

@@ -71,7 +71,8 @@ def test_a_judge_that_fails_too_often_stops_the_run_and_is_named(folder):
     assert done.returncode == 4
     assert "judge_it" in done.stderr and "ZeroDivisionError" in done.stderr
     assert "selfkd resume runs/bad" in done.stderr
-    # A fixed judge is another judge: the recorded step is refused, and a fork takes it.
+    # A fixed judge is another judge: it is refused before anything starts, and a fork takes it.
     (folder / "bad.py").write_text("def judge_it(sample):\n    return 1.0\n")
     again = selfkd(folder, "resume", "bad")
     assert again.returncode == 2 and "fork" in again.stderr
+    assert "the code of judge bad.py:judge_it" in again.stderr
