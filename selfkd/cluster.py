@@ -45,6 +45,14 @@ Check = Callable[[], None]
 Get = Callable[[Any, str], Any]
 """Waits for an answer of an actor; the text says what is waited for."""
 
+LARGE_BLOCKS = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**62),
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+}
+"""Has glibc keep what an actor frees, until `hardware.trim_memory`. By itself it maps a block of
+more than 32 MiB anew and gives it back at once: logits, or the gradient of an output head, come as
+pages to be cleared one by one, in each forward pass and each step. Other C libraries ignore it."""
 PATIENCE = 30.0
 """Seconds that a joined cluster may be out of reach; Ray ends the process after 60."""
 HANDOVER = 60.0
@@ -143,6 +151,7 @@ class Cluster:
         environment = {
             "OMP_NUM_THREADS": str(threads or cores()),
             "TOKENIZERS_PARALLELISM": "false",
+            **LARGE_BLOCKS,
         }
         remote = ray.remote(cls).options(
             num_cpus=place.cpus,
@@ -152,6 +161,7 @@ class Cluster:
             else "DEFAULT",
             max_restarts=0,
             max_concurrency=concurrency,  # where it is 1, methods run in the main thread
+            # Read before the process runs: the C library looks at its settings only then.
             runtime_env={"env_vars": environment},
         )
         return remote.remote(*args)

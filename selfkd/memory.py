@@ -12,12 +12,14 @@ from math import prod
 from pathlib import Path
 
 from selfkd.errors import InfrastructureError
-from selfkd.hardware import memory_gib
+from selfkd.hardware import has_gpu, memory_gib
 from selfkd.modelfiles import read_object, tensor_shapes
 
 GIB = 2**30
 PROCESS_GIB = 1.2
 """A Python process with torch and its engine loaded, before any weights."""
+SHORT_ROW = 128
+"""Tokens up to which a CPU keeps the attention scores of a training (`training/attention.py`)."""
 USABLE = 0.85
 """Share of the machine's memory that a run may plan with."""
 
@@ -82,10 +84,12 @@ def footprint(
     sampler = PROCESS_GIB + 2 * width * count / GIB + kv_cache_gib
     state = 4 if lora_rank else 16 + 4 * rounded
     # Activations: about 34 values a token and layer at width `hidden_size` (Korthikanti et al.
-    # 2022, arXiv:2205.05198, without attention scores), and fp32 logits with their gradient.
+    # 2022, arXiv:2205.05198), and fp32 logits with their gradient. Attention scores are kept of
+    # short rows only, after the softmax in float32 and in bfloat16.
     layers, hidden = config.get("num_hidden_layers", 0), config.get("hidden_size", 0)
+    scores = 6 * config.get("num_attention_heads", 0) * SHORT_ROW * (rounded and not has_gpu())
     activations = batch_tokens * (
-        34 * layers * hidden * (1 if rounded else 2) + 8 * config.get("vocab_size", 0)
+        layers * (34 * hidden * (1 if rounded else 2) + scores) + 8 * config.get("vocab_size", 0)
     )
     trainer = PROCESS_GIB + (state * count + activations) / GIB
     return Footprint(sampler, trainer, memory_gib())

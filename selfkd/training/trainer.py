@@ -17,6 +17,7 @@ from selfkd.hardware import compute_dtype, trim_memory
 from selfkd.models import check_model_dir
 from selfkd.records import Example, read_rows
 from selfkd.training.adapters import merge, save_adapter
+from selfkd.training.attention import suited_attention
 from selfkd.training.base import CANARY_TOKENS, TrainJob, TrainReport
 from selfkd.training.checkpoints import load, save
 from selfkd.training.probe import UNKNOWN, Distances, Yardstick
@@ -59,7 +60,8 @@ class Workbench:
             place = Path(state) if state else None
             continue_training(trainer, job.stretch.first, job.stretch.total, place)
         began = time.monotonic()
-        trainer.train()
+        with suited_attention(model, examples, compute_dtype(job.options.dtype)):
+            trainer.train()
         step_seconds = time.monotonic() - began
         if job.stretch and job.stretch.state_to:
             save_state(trainer, Path(job.stretch.state_to))
