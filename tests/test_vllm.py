@@ -139,10 +139,14 @@ def test_continuations_are_weighed_as_transformers_does(
     long = Weighing("long", requests[0].prompt_tokens * 20, continuations)
     found = asked(pool, smollm2, Work((*weighings, long), urgent=True))
     assert found.pop("long") == []
+    off = []
     for weighing in weighings:
         for tokens, got in zip(continuations, found[weighing.id], strict=True):
             ((_, expected),) = canary_of(smollm2, [*weighing.prompt_tokens, *tokens])
-            assert got == pytest.approx(sum(expected[-len(tokens) :]), abs=0.1 * len(tokens))
+            off.append(abs(got - sum(expected[-len(tokens) :])) / len(tokens))
+    # Logits of 16 to 32 are 0.125 apart in bfloat16: a single token's may be off by that and more.
+    assert np.mean(off) < (0.1 if DTYPE == "bfloat16" else 0.01), off
+    assert max(off) < (0.2 if DTYPE == "bfloat16" else 0.02), off
 
 
 def test_an_answer_is_held_to_its_schema(
@@ -161,15 +165,16 @@ def test_an_answer_is_held_to_its_schema(
 def test_a_judges_call_does_not_wait_until_all_is_generated(
     pool: SamplerPool, smollm2: Path, requests: list[Request]
 ) -> None:
-    # Twice as many sequences as run at once: what is urgent comes before the second half.
-    shards = [(i, (Request(f"j{i}", requests[i % 8].prompt_tokens, n=8),)) for i in range(16)]
-    stream = pool.generate("base", smollm2, [], shards, drawn(max_tokens=12))
+    # Four times as many sequences as run at once. A quarter is done when the judge asks, the next
+    # one may run by then, and what is urgent comes before the other two.
+    shards = [(i, (Request(f"j{i}", requests[i % 8].prompt_tokens, n=8),)) for i in range(32)]
+    stream = pool.generate("base", smollm2, [], shards, drawn(max_tokens=8))
     next(stream)
     answers = asked(pool, smollm2, Work(tuple(requests[:2]), drawn(max_tokens=4), urgent=True))
     assert len(answers) == 2
     left = inside(pool, lambda actor: actor._desk.engine._engine.get_num_unfinished_requests())
-    assert left >= 32
-    assert len([item for item in stream if isinstance(item, Shard)]) >= 15
+    assert left >= 64
+    assert len([item for item in stream if isinstance(item, Shard)]) >= 31
 
 
 # -- updates ------------------------------------------------------------------------------------
