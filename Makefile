@@ -29,7 +29,7 @@ model: setup  ## the demo's model, in the cache
 demo: model  ## a small model teaches itself to add (10 minutes on 2 cores)
 	@$(SELFKD) run loops/rest_em.yaml
 
-test: lint model  ## lint, types and every test, real models included
+test: model  ## lint, types (tests/test_lint.py) and every test, real models included
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 long: model  ## what takes too long for make test: thirty random kills, vLLM's server

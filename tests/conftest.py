@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from selfkd.cluster import Cluster
+    from tests.chaos.processes import WarmRay
     from tests.testbed.beds import Bed
 
 CHATML = (
@@ -100,13 +101,23 @@ def smollm2() -> Path:
     return pull("SmolLM2-135M-Instruct")
 
 
+@pytest.fixture(scope="session")
+def warm_ray() -> "Iterator[WarmRay]":
+    """Ray on this machine, which outlives those who join it: a start costs seconds."""
+    from tests.chaos.processes import WarmRay
+
+    started = WarmRay()
+    yield started
+    started.close()
+
+
 @pytest.fixture(scope="module")
-def cluster() -> "Iterator[Cluster]":
-    """Ray on this machine."""
+def cluster(warm_ray: "WarmRay") -> "Iterator[Cluster]":
+    """Ray on this machine, joined."""
     from selfkd.cluster import Cluster
 
-    with Cluster("local", timeout=60) as started:
-        yield started
+    with Cluster(warm_ray.address, timeout=60) as joined:
+        yield joined
 
 
 @pytest.fixture(scope="session", params=SEEDS, ids=lambda s: f"seed{s}")

@@ -21,13 +21,6 @@ pytestmark = pytest.mark.lengthy
 
 
 @pytest.fixture(scope="module")
-def ray() -> Iterator[WarmRay]:
-    started = WarmRay()
-    yield started
-    started.close()
-
-
-@pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A user's folder: config, prompts, judge, loop and a model."""
     return tiny_world(tmp_path_factory.mktemp("project"), prompts=48)
@@ -67,7 +60,7 @@ ENDS: list[tuple[str, Moment, tuple[signal.Signals, ...], int]] = [
 
 @pytest.fixture(scope="module")
 def finished(
-    ray: WarmRay, world: World, tmp_path_factory: pytest.TempPathFactory
+    warm_ray: WarmRay, world: World, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, list[tuple[str, Recorded]]]]:
     """A run that was ended in each of those ways and resumed, and what it held after each."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
@@ -75,7 +68,7 @@ def finished(
     states: list[tuple[str, Recorded]] = []
     arguments = ["run", str(world.folder / "run.yaml"), "--name", "killed", *world.overrides]
     for moment, reached, signals, code in ENDS:
-        driver = Driver(elsewhere, *arguments, f"cluster={ray.address}")
+        driver = Driver(elsewhere, *arguments, f"cluster={warm_ray.address}")
         driver.wait_for(lambda: bool(driver.events()))  # noqa: B023
         driver.wait_for(lambda: reached(run))  # noqa: B023
         os.kill(driver.pid, signals[0])
@@ -86,13 +79,13 @@ def finished(
         if code == 3:
             last = "stopped at once" if len(signals) > 1 else "selfkd resume runs/killed"
             assert last in driver.said() and "Traceback" not in driver.said()
-        assert gone(ray.actors) == [], f"left over after an end while {moment}"
+        assert gone(warm_ray.actors) == [], f"left over after an end while {moment}"
         states.append((moment, recorded(run, world)))
         arguments = ["resume", "runs/killed"]
-    driver = Driver(elsewhere, *arguments, f"cluster={ray.address}")
+    driver = Driver(elsewhere, *arguments, f"cluster={warm_ray.address}")
     assert driver.end() == 0, driver.said()
     yield run, states
-    assert gone(ray.actors) == []
+    assert gone(warm_ray.actors) == []
 
 
 def test_ends_in_every_verb_lose_nothing(finished, world):
@@ -123,12 +116,12 @@ def test_a_changed_config_is_refused_with_the_difference(finished, world):
     assert snapshot(run) == before
 
 
-def test_a_fork_takes_the_change_and_shares_what_came_before(finished, ray, world):
+def test_a_fork_takes_the_change_and_shares_what_came_before(finished, warm_ray, world):
     run, _ = finished
     before = snapshot(run)
     driver = Driver(run.parents[1], "fork", "runs/killed", "--round", "1", "rounds=1",
                     "samples_per_prompt=4", "--name", "two", "cluster=auto",
-                    env={"RAY_ADDRESS": ray.address})  # fmt: skip
+                    env={"RAY_ADDRESS": warm_ray.address})  # fmt: skip
     assert driver.end() == 0, driver.said()
     forked = snapshot(run.parent / "two")
     assert {k: v for k, v in before.items() if k.startswith("rounds/000")}.items() <= forked.items()

@@ -1,4 +1,4 @@
-"""What a model computes before its output head: no logits are made.
+"""What a model computes before its output head, and logits of some positions only.
 
 N: predicted tokens, H: hidden size, V: vocabulary.
 """
@@ -57,6 +57,23 @@ def hidden_states(model: Any, batch: dict[str, Tensor], mask: Tensor) -> Tensor:
     finally:
         hook.remove()
     return taken[0][:, :-1][mask]
+
+
+def logits_of(model: Any, batch: dict[str, Tensor], mask: Tensor) -> Tensor:
+    """The logits from which the tokens in `mask` (B, T - 1) are drawn, row by row, [N, V].
+
+    `batch`: what the model takes. Its head is shown the states of these positions alone.
+    """
+
+    def select(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (inputs[0][:, :-1][mask][None],)
+
+    inner = getattr(model, "module", model)  # of several workers, each wraps its model
+    hook = inner.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        return model(**batch, use_cache=False).logits[0]
+    finally:
+        hook.remove()
 
 
 @torch.no_grad()

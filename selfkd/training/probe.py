@@ -14,7 +14,7 @@ What a policy says of the texts, and what the base said, lies in its directory: 
 compares with it, and the base is looked at once a run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,11 @@ from selfkd.kernels.measures import FLOOR, closed_form, measure
 from selfkd.records import content_hash
 from selfkd.training.base import Probe, Text
 from selfkd.training.checkpoints import file_errors
+from selfkd.training.hidden import logits_of
 
 LIKELIEST = 64
+TOKENS = 256
+"""Most tokens, with what fills up short texts, of a forward pass over several texts."""
 REVERSE_KL = measure("reverse_kl", 0.5, 1.0)
 
 
@@ -92,8 +95,7 @@ def _kl(other_NK: Tensor, policy_NK: Tensor) -> float:
 def _likeliest(model: Any, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
     """The likeliest tokens at each token of the texts (N, K), and their buckets (N, K + 1)."""
     ids, said = [], []
-    for text in texts:
-        log_probs = _log_probs(model, text)
+    for log_probs in _log_probs(model, texts):
         ids.append(log_probs.topk(min(LIKELIEST, log_probs.shape[-1])).indices)
         said.append(_buckets(log_probs, ids[-1]))
     return torch.cat(ids).int().cpu(), torch.cat(said)
@@ -101,9 +103,12 @@ def _likeliest(model: Any, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
 
 def _look(model: Any, texts: Sequence[Text], ids_NK: Tensor) -> Tensor:
     """The buckets (N, K + 1) of the tokens asked for."""
-    own = ids_NK.split([len(text.completion_tokens) for text in texts])
-    parts = zip(texts, own, strict=True)
-    return torch.cat([_buckets(_log_probs(model, text), ids) for text, ids in parts])
+    said, done = [], 0
+    for log_probs in _log_probs(model, texts):
+        ids = ids_NK[done : done + len(log_probs)]
+        said.append(_buckets(log_probs, ids))
+        done += len(log_probs)
+    return torch.cat(said)
 
 
 def _buckets(log_probs_TV: Tensor, ids_TK: Tensor) -> Tensor:
@@ -112,10 +117,29 @@ def _buckets(log_probs_TV: Tensor, ids_TK: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _log_probs(model: Any, text: Text) -> Tensor:
-    """Of every token of the vocabulary (T, V), in float32, at each of the text's T tokens."""
+def _log_probs(model: Any, texts: Sequence[Text]) -> Iterator[Tensor]:
+    """Of every token of the vocabulary, in float32, at each token of the texts: parts of (N, V)."""
     model.eval()
-    tokens = (*text.prompt_tokens, *text.completion_tokens[:-1])
-    ids = torch.tensor([tokens], device=model.device)
-    logits = model(ids, use_cache=False).logits[0, len(text.prompt_tokens) - 1 :]
-    return logits.float().log_softmax(-1)
+    for rows in _batches(texts):
+        length = max(len(tokens) for tokens, _ in rows)
+        ids = torch.zeros(len(rows), length, dtype=torch.long)  # no token sees what fills up a row
+        mask = torch.zeros(len(rows), length - 1, dtype=torch.bool)
+        for i, (tokens, start) in enumerate(rows):
+            ids[i, : len(tokens)] = torch.tensor(tokens)
+            mask[i, start - 1 : len(tokens) - 1] = True
+        batch = {"input_ids": ids.to(model.device)}
+        yield logits_of(model, batch, mask.to(model.device)).float().log_softmax(-1)
+
+
+def _batches(texts: Sequence[Text]) -> Iterator[list[tuple[tuple[int, ...], int]]]:
+    """Tokens of the texts, and where their completions start, as many as `TOKENS` allows."""
+    batch: list[tuple[tuple[int, ...], int]] = []
+    for text in texts:
+        tokens = (*text.prompt_tokens, *text.completion_tokens)
+        longest = max(len(tokens), *(len(other) for other, _ in batch), 0)
+        if batch and longest * (len(batch) + 1) > TOKENS:
+            yield batch
+            batch = []
+        batch.append((tokens, len(text.prompt_tokens)))
+    if batch:
+        yield batch

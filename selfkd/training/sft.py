@@ -25,6 +25,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from selfkd.errors import Diverged
 from selfkd.records import Example
 from selfkd.training.base import TrainJob
+from selfkd.training.hidden import logits_of
 
 IGNORED = -100
 """Label of positions without loss."""
@@ -245,23 +246,10 @@ def token_nll(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def _completion_nll(
     model: Any, batch: dict[str, torch.Tensor], labels: torch.Tensor
 ) -> torch.Tensor:
-    """`token_nll` on CPU.
-
-    The output head is shown only the hidden states that predict a completion token, so logits of
-    prompts and padding are never computed.
-    """
+    """`token_nll` on CPU: logits of prompts and padding are never computed."""
     targets = labels[:, 1:]
     mask = targets != IGNORED
-
-    def select(_: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (inputs[0][:, :-1][mask][None],)
-
-    inner = getattr(model, "module", model)  # of several workers, each wraps its model
-    hook = inner.get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        logits = model(**batch, use_cache=False).logits[0]
-    finally:
-        hook.remove()
+    logits = logits_of(model, batch, mask)
     nll = cross_entropy(logits.float(), targets[mask], reduction="none")
     return nll.new_zeros(mask.shape).masked_scatter(mask, nll)
 

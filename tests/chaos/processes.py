@@ -69,8 +69,9 @@ class WarmRay:
     """A Ray cluster on this machine that outlives the drivers which join it."""
 
     def __init__(self) -> None:
-        ours, theirs = FORKS.Pipe()
-        self._process = FORKS.Process(target=_keep, args=(theirs,))
+        fresh = multiprocessing.get_context("spawn")  # it needs little of what drivers import
+        ours, theirs = fresh.Pipe()
+        self._process = fresh.Process(target=_keep, args=(theirs,))
         self._process.start()
         self._pipe = ours
         self.address: str = ours.recv()
