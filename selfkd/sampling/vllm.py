@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     import torch
 
 
+CPU_BLOCK = 32
+"""Tokens that the prefix cache on a CPU keeps or drops together, the fewest that vLLM allows. Its
+own 128 are more than most prompts have: each sample of a prompt would read the whole of it."""
+
+
 def set_environment(kv_cache_gib: float) -> None:
     """Environment that vLLM reads while it is imported."""
     os.environ.update(
@@ -78,7 +83,7 @@ class VLLMEngine:
             seed=seed,
             scheduling_policy="priority",
             disable_log_stats=True,
-            **(on_gpu if self._on_gpu else {}),
+            **(on_gpu if self._on_gpu else {"block_size": CPU_BLOCK}),
         )
         self._engine = self._llm.llm_engine
         self.context: int = self._llm.model_config.max_model_len
