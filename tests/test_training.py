@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.llama import modeling_llama
 
 from selfkd.cluster import ANYWHERE, Cluster
 from selfkd.errors import DataError, Diverged, InfrastructureError, UsageError
@@ -114,6 +116,25 @@ def test_losses_equal_those_of_a_plain_loop(tiny_model: Path, trained: tuple) ->
     assert [row["loss"] for row in log_of(task)] == pytest.approx(expected, rel=1e-5)
     assert (report.loss_first, report.loss_last) == pytest.approx((expected[0], expected[-1]))
     assert expected[-1] < expected[0] - 0.5
+
+
+def test_short_rows_are_trained_without_the_fused_kernel_where_that_is_slow(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Mock(wraps=modeling_llama.eager_attention_forward)
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", plain)
+    longest, losses = max(map(sum, LENGTHS)), []
+    for limit, dtype in ((longest, "bfloat16"), (longest - 1, "bfloat16"), (longest, "float32")):
+        monkeypatch.setattr("selfkd.training.attention.SHORT_ROW", limit)
+        plain.reset_mock()
+        report = LocalTrainer().train(
+            job(tmp_path / f"{limit}{dtype}", tiny_model, examples(), dtype=dtype)
+        )
+        wanted = (limit, dtype) == (longest, "bfloat16") and not torch.cuda.is_available()
+        # Two layers, three steps: what is measured after the training is not meant.
+        assert plain.call_count == (6 if wanted else 0)
+        losses.append(report.loss_last)
+    assert losses == pytest.approx([losses[-1]] * 3, rel=2e-2)
 
 
 def test_the_log_says_what_each_step_did(trained: tuple) -> None:

@@ -32,6 +32,9 @@ def set_environment(kv_cache_gib: float) -> None:
         VLLM_NO_USAGE_STATS="1",
         VLLM_LOGGING_LEVEL=os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
     )
+    if not has_gpu():
+        # The first score would wait seconds for a C++ compiler to build the counting of ranks.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 
 
 class VLLMEngine:
