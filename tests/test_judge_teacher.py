@@ -28,11 +28,17 @@ SECRET = "key-5c1e-of-the-user"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _key() -> Iterator[None]:
-    """Set before Ray starts, for its processes have the environment of that moment."""
+def key() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TEACHER_KEY", SECRET)
         yield
+
+
+@pytest.fixture(scope="module")
+def cluster(key: None) -> Iterator[Cluster]:
+    """Ray that is started with the key: its processes have the environment of that moment."""
+    with Cluster("local", timeout=60) as started:
+        yield started
 
 
 @pytest.fixture

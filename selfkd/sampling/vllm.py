@@ -70,13 +70,15 @@ class VLLMEngine:
         self.dtype = compute_dtype(dtype)
         self._asleep = False
         self._on_gpu = has_gpu()
-        on_gpu: dict[str, Any] = {
-            "tensor_parallel_size": tensor_parallel_size,
-            "gpu_memory_utilization": gpu_memory,
-            "enable_sleep_mode": True,
-        }
-        if transfer:
-            on_gpu["weight_transfer_config"] = {"backend": transfer}
+        own: dict[str, Any] = {"block_size": CPU_BLOCK}
+        if self._on_gpu:
+            own = {
+                "tensor_parallel_size": tensor_parallel_size,
+                "gpu_memory_utilization": gpu_memory,
+                "enable_sleep_mode": True,
+            }
+            if transfer:
+                own["weight_transfer_config"] = {"backend": transfer}
         self._llm = LLM(
             path,
             dtype=self.dtype,  # type: ignore[arg-type]
@@ -86,7 +88,7 @@ class VLLMEngine:
             seed=seed,
             scheduling_policy="priority",
             disable_log_stats=True,
-            **(on_gpu if self._on_gpu else {"block_size": CPU_BLOCK}),
+            **own,
         )
         self._engine = self._llm.llm_engine
         self.context: int = self._llm.model_config.max_model_len
