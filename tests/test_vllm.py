@@ -261,7 +261,7 @@ def test_an_update_in_place_is_right_and_a_missing_part_of_it_shows(
     pool.hold("round-1", path, canary)
     right = inside(pool, lambda actor: actor.canary(canary))
     assert process(pool) == pid
-    assert right.weights < WEIGHTS_LIMIT[DTYPE] / 1.5
+    assert right.weights < 0.8 * WEIGHTS_LIMIT[DTYPE]
     assert right.caches < CACHES_LIMIT[DTYPE] / 5
 
 
