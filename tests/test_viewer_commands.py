@@ -74,7 +74,7 @@ def test_status_says_how_a_run_ended_and_what_to_look_at(tmp_path):
     assert {"round", "name", "level", "message"} == alarmed["alarms"][0].keys()
     assert "low_coverage" in [alarm["name"] for alarm in alarmed["alarms"]]
     strict = render_status(alarmed)
-    assert "warning: round 0: only 33% of the prompts have a kept sample" in strict
+    assert "warning: round 0: only 34% of the prompts have a kept sample" in strict
     told = json.loads(printed("status", EXAMPLE, "--json"))["round"]
     assert told["heldout_reward"] == LAST["heldout_reward"]
 
