@@ -28,10 +28,10 @@ from selfkd.hardware import cores
 from selfkd.models import pull
 from selfkd.records import Example
 from selfkd.training.base import TrainJob, TrainOptions
+from selfkd.training.collator import IGNORED
 from selfkd.training.gkd import make_trainer
 from selfkd.training.hidden import output_head
 from selfkd.training.rounding import RoundedSteps
-from selfkd.training.sft import IGNORED
 from selfkd.training.teachers import Fixed, answers
 
 TARGET = 1.5

@@ -21,8 +21,8 @@ from selfkd.policies import Policies
 from selfkd.records import Example
 from selfkd.training.actor import LocalTrainer
 from selfkd.training.adapters import merge
+from selfkd.training.collator import IGNORED
 from selfkd.training.reference import TwinCollator
-from selfkd.training.sft import IGNORED
 from selfkd.training.trainer import _load, _make_trainer
 from tests.test_training import END, job, log_of, logprobs
 from tests.testbed.addition import write_prompts

@@ -29,7 +29,8 @@ from selfkd.records import EXAMPLES, Example, rows_table
 from selfkd.trainers import Trainers
 from selfkd.training.actor import LocalTrainer
 from selfkd.training.base import TrainJob, TrainOptions
-from selfkd.training.sft import Collator, SimilarLengths
+from selfkd.training.collator import Collator
+from selfkd.training.sft import SimilarLengths
 
 END = 1
 LENGTHS = [(5, 9), (20, 3), (11, 11), (2, 30), (8, 1), (16, 14)]

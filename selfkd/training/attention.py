@@ -14,7 +14,7 @@ from selfkd.records import Example
 def suited_attention(model: Any, examples: Sequence[Example], dtype: str) -> Iterator[None]:
     """Train with plain products and a softmax where they are faster and their scores are small.
 
-    In bfloat16 the kernel for CPUs takes three to four times as long on rows of up to `SHORT_ROW`
+    In bfloat16 the kernel for CPUs takes 2.5 to 4 times as long on rows of up to `SHORT_ROW`
     tokens, and as long on ones of 300 (`benchmarks/attention.py`).
     """
     usual = model.config._attn_implementation

@@ -8,8 +8,8 @@ from torch.nn.functional import logsigmoid
 
 from selfkd.records import Example
 from selfkd.training.base import TrainJob
+from selfkd.training.collator import IGNORED
 from selfkd.training.reference import ReferencedTrainer, sequence_logps
-from selfkd.training.sft import IGNORED
 
 
 def pair_losses(

@@ -15,9 +15,10 @@ from transformers import TrainerCallback
 from selfkd.kernels import Divergence, fused_linear_divergence, sparse_linear_divergence
 from selfkd.records import Example
 from selfkd.training.base import TrainJob
+from selfkd.training.collator import IGNORED, Collator
 from selfkd.training.hidden import check_head, hidden_states, output_head
 from selfkd.training.rounding import Rounding
-from selfkd.training.sft import IGNORED, Collator, WeightedSFTTrainer, arguments, padding_token
+from selfkd.training.sft import WeightedSFTTrainer, arguments, padding_token
 from selfkd.training.teachers import Ema, Live, Row, Served, Teacher, ask_once
 
 

@@ -29,6 +29,7 @@ from selfkd.kernels.measures import FLOOR, closed_form, measure
 from selfkd.records import content_hash
 from selfkd.training.base import Probe, Text
 from selfkd.training.checkpoints import file_errors
+from selfkd.training.collator import IGNORED, Collator
 from selfkd.training.hidden import logits_of
 
 LIKELIEST = 64
@@ -120,26 +121,24 @@ def _buckets(log_probs_TV: Tensor, ids_TK: Tensor) -> Tensor:
 def _log_probs(model: Any, texts: Sequence[Text]) -> Iterator[Tensor]:
     """Of every token of the vocabulary, in float32, at each token of the texts: parts of (N, V)."""
     model.eval()
+    collate = Collator(pad_token_id=0)  # no token sees what fills up a row
     for rows in _batches(texts):
-        length = max(len(tokens) for tokens, _ in rows)
-        ids = torch.zeros(len(rows), length, dtype=torch.long)  # no token sees what fills up a row
-        mask = torch.zeros(len(rows), length - 1, dtype=torch.bool)
-        for i, (tokens, start) in enumerate(rows):
-            ids[i, : len(tokens)] = torch.tensor(tokens)
-            mask[i, start - 1 : len(tokens) - 1] = True
-        batch = {"input_ids": ids.to(model.device)}
-        yield logits_of(model, batch, mask.to(model.device)).float().log_softmax(-1)
+        batch = {name: values.to(model.device) for name, values in collate(rows).items()}
+        seen = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        mask = batch["labels"][:, 1:] != IGNORED
+        yield logits_of(model, seen, mask).float().log_softmax(-1)
 
 
-def _batches(texts: Sequence[Text]) -> Iterator[list[tuple[tuple[int, ...], int]]]:
-    """Tokens of the texts, and where their completions start, as many as `TOKENS` allows."""
-    batch: list[tuple[tuple[int, ...], int]] = []
+def _batches(texts: Sequence[Text]) -> Iterator[list[dict[str, Any]]]:
+    """Rows for `Collator`, as many at a time as `TOKENS` allows."""
+    rows: list[dict[str, Any]] = []
+    longest = 0
     for text in texts:
-        tokens = (*text.prompt_tokens, *text.completion_tokens)
-        longest = max(len(tokens), *(len(other) for other, _ in batch), 0)
-        if batch and longest * (len(batch) + 1) > TOKENS:
-            yield batch
-            batch = []
-        batch.append((tokens, len(text.prompt_tokens)))
-    if batch:
-        yield batch
+        tokens = [*text.prompt_tokens, *text.completion_tokens]
+        longest = max(longest, len(tokens))
+        if rows and longest * (len(rows) + 1) > TOKENS:
+            yield rows
+            rows, longest = [], len(tokens)
+        rows.append({"input_ids": tokens, "prompt_length": len(text.prompt_tokens), "weight": 1.0})
+    if rows:
+        yield rows

@@ -16,8 +16,8 @@ from datasets import Dataset
 
 from selfkd.training.base import TrainJob
 from selfkd.training.checkpoints import load
+from selfkd.training.collator import Collator
 from selfkd.training.sft import (
-    Collator,
     WeightedSFTTrainer,
     arguments,
     padding_token,

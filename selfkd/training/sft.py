@@ -25,32 +25,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 from selfkd.errors import Diverged
 from selfkd.records import Example
 from selfkd.training.base import TrainJob
+from selfkd.training.collator import IGNORED, Collator
 from selfkd.training.hidden import logits_of
-
-IGNORED = -100
-"""Label of positions without loss."""
-
-
-class Collator:
-    """Pads rows on the right to the longest of the batch."""
-
-    def __init__(self, pad_token_id: int) -> None:
-        self._pad = pad_token_id
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask` and `labels` of shape (B, T), `weights` of shape (B,)."""
-        longest = max(len(row["input_ids"]) for row in rows)
-        ids = torch.full((len(rows), longest), self._pad)
-        labels = torch.full((len(rows), longest), IGNORED)
-        mask = torch.zeros((len(rows), longest), dtype=torch.long)
-        for i, row in enumerate(rows):
-            length, start = len(row["input_ids"]), row["prompt_length"]
-            ids[i, :length] = torch.tensor(row["input_ids"])
-            labels[i, start:length] = ids[i, start:length]
-            mask[i, :length] = 1
-        weights = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels, "weights": weights}
-
 
 PADDING = 0.1
 """Share of padding that batches may have before examples are sorted by length."""
