@@ -15,6 +15,7 @@ from typing import Any
 from selfkd.errors import InfrastructureError
 from selfkd.hardware import available_gib, cores, memory_gib
 from selfkd.joining import approach, check_reachable
+from selfkd.starting import place_for_ray
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class Cluster:
         options: dict[str, Any] = {"namespace": f"selfkd-{os.getpid()}", "log_to_driver": False}
         if self.address == "local":
             options |= {"address": "local", "num_cpus": cores(), "include_dashboard": False}
-            options["object_store_memory"] = 256 * 2**20
+            options |= {"object_store_memory": 256 * 2**20, "_temp_dir": str(place_for_ray())}
         else:
             options["address"] = self.address
             approach(self.address)

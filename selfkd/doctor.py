@@ -6,7 +6,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -19,6 +18,7 @@ from selfkd.hardware import available_gib, cores, has_gpu, memory_gib
 from selfkd.models import cache_dir
 from selfkd.repair import Problem, check_run
 from selfkd.sandbox.box import Sandbox
+from selfkd.starting import ROOM, SOCKET_PATH, cannot_write, longest_socket, temporary_folder
 
 MEMORY_GIB = 6.0
 """What training and sampling a 135M model take together."""
@@ -26,9 +26,6 @@ DISK_GB = 5.0
 """Eight policies of SmolLM2-135M in float32 (0.54 GB each), and room for records."""
 SHM_MB = 300.0
 """Ray's object store as selfkd starts it, and some room."""
-SOCKET_PATH = 107
-"""Longest path of a Unix socket, bytes."""
-RAY_SUFFIX = len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +65,11 @@ def checks(runs: Path = Path("runs")) -> list[Check]:
         _disk("disk for runs", runs, "give `--runs` a folder with more room"),
         _disk("disk for models", cache_dir(), "set SELFKD_CACHE to a folder with more room"),
         _shared_memory(),
-        _writable("home", Path.home(), "set HOME to a writable folder: Ray keeps a token there"),
+        _writable("home", Path.home(), "set HOME to a writable folder: caches are kept there"),
         _writable(
             "temporary files",
-            Path(tempfile.gettempdir()),
-            "set TMPDIR to a writable folder",
+            temporary_folder(),
+            "make room there, or set RAY_TMPDIR and TMPDIR to a writable folder",
         ),
         _socket_path(),
         _ray_address(),
@@ -224,16 +221,13 @@ def _shared_memory() -> Check:
 
 
 def _writable(name: str, folder: Path, remedy: str) -> Check:
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return Check(name, True, f"{folder} can be written")
-    except OSError as error:
-        return Check(name, False, f"{folder}: {error.strerror}", remedy)
+    reason = cannot_write(folder, ROOM)
+    return Check(name, not reason, f"{folder}: {reason or 'can be written'}", remedy)
 
 
 def _socket_path() -> Check:
-    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    length = len(folder.encode()) + RAY_SUFFIX
+    folder = temporary_folder()
+    length = longest_socket(folder)
     detail = f"{length} of {SOCKET_PATH} bytes below {folder}"
     return Check("socket paths", length <= SOCKET_PATH, detail, "set RAY_TMPDIR to a shorter path")
 

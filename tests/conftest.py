@@ -2,13 +2,14 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from selfkd.imports import large_imports
 from tests.testbed import SEEDS
 
 if TYPE_CHECKING:
@@ -28,6 +29,13 @@ if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # wait for each other on every core lose more to one another than a second core gives them.
     _cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {_cores[int(_worker.removeprefix("gw")) % len(_cores)]})
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Test files import everything that there is."""
+    with large_imports():
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,6 @@
 """A kill, a full disk and a write-protected one at every write of a run: see `tests/faults.py`."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.mounts import Mount, mounted
 from tests.testbed.beds import by_testbed_only
 
 ROOT = Path(__file__).resolve().parents[1]
-MOUNT = 'mount -t tmpfs -o size={}m selfkd-test "$0" && exec "$@"'
-"""A file system of its own, in a name space of its own: it goes when the process does."""
 
 Rows = list[dict[str, Any]]
 
@@ -21,12 +19,8 @@ Rows = list[dict[str, Any]]
 def explore(folder: Path, every: int, *, megabytes: int) -> Rows:
     """The rows of `tests.faults`; those of `kill` alone where nothing may be mounted."""
     command = [sys.executable, "-m", "tests.faults", str(folder), str(every)]
-    user = ["--user", "--map-root-user"] if os.getuid() else []
-    mounted = ["unshare", "--mount", *user, "sh", "-c", MOUNT.format(megabytes), str(folder)]
-    can_mount = not subprocess.run([*mounted, "true"], capture_output=True).returncode
-    done = subprocess.run(
-        [*mounted, *command] if can_mount else command, cwd=ROOT, capture_output=True, text=True
-    )
+    command = mounted([Mount(folder, f"size={megabytes}m")], command) or command
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from selfkd.hardware import trim_memory
+from selfkd.imports import large_imports
 from selfkd.records import texts
 from selfkd.sampling.base import Answer, Completion, Engine, Request, Sampling, Work
 from selfkd.sampling.desk import Desk
@@ -220,4 +221,6 @@ def _distance(one: Sequence[float], other: Sequence[float]) -> float:
 
 def _start(engine: EngineOptions, policy: str, path: str, seed: int) -> Engine:
     module, _, name = ENGINES.get(engine.kind, engine.kind).partition(":")
-    return getattr(import_module(module), name)(policy, path, seed=seed, **engine.options)
+    with large_imports():
+        kind = getattr(import_module(module), name)
+    return kind(policy, path, seed=seed, **engine.options)

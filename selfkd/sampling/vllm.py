@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfkd.errors import InfrastructureError
 from selfkd.hardware import compute_dtype, has_gpu
+from selfkd.imports import large_imports
 from selfkd.sampling.base import REFUSED, Answer, Completion, Sampling, Weighing, Work
 from selfkd.sampling.weights import check_weights, stored_tensors
 
@@ -58,7 +59,8 @@ class VLLMEngine:
     ) -> None:
         """`gpu_memory` is a share of each card; `transfer` the backend that may send weights."""
         set_environment(kv_cache_gib)
-        from vllm import LLM
+        with large_imports():
+            from vllm import LLM
 
         self.policy = policy
         self._tensors = stored_tensors(path)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from selfkd.errors import InfrastructureError
 from selfkd.hardware import cores
+from selfkd.imports import large_imports
 from selfkd.ledger import writing
 from selfkd.training.base import LESS_MEMORY, TrainJob, TrainReport
 
@@ -14,9 +15,12 @@ class LocalTrainer:
     """Trains in its own process, alone or as one of several; see `Trainer` in `base.py`."""
 
     def __init__(self, threads: int | None = None) -> None:
-        import torch
+        with large_imports():
+            import torch
 
-        from selfkd.training.trainer import Workbench
+            # What its trainings import, so that it is there before the first one.
+            from selfkd.training import sft  # noqa: F401
+            from selfkd.training.trainer import Workbench
 
         torch.set_num_threads(threads or cores())
         self._bench = Workbench()

@@ -39,7 +39,7 @@ class Workbench:
 
     def train(self, job: TrainJob) -> TrainReport:
         """Train as `job` says; see `LocalTrainer.train` in `actor.py`."""
-        from transformers import AutoTokenizer, set_seed
+        from transformers import set_seed
 
         started = time.monotonic()
         examples = [e for f in job.example_files for e in read_rows(pq.read_table(f), Example)]
@@ -47,8 +47,7 @@ class Workbench:
             raise DataError("there is no example to train on", where=job.example_files[0])
         check_model_dir(Path(job.start_path))
         set_seed(job.seed)
-        tokenizer = AutoTokenizer.from_pretrained(job.start_path)
-        model = self._model(job)
+        model, tokenizer = self._start(job)
         trainer = _make_trainer(model, tokenizer, examples, job)
         trainer.grad_norm_limit = job.options.grad_norm_limit
         if compute_dtype(job.options.dtype) == "bfloat16":
@@ -88,22 +87,25 @@ class Workbench:
             if not torch.cuda.is_available():  # there TRL leaves its marks on a model
                 # Accelerate's mark: a model that has it would not be given autocast again.
                 model.__dict__.pop("_is_accelerate_prepared", None)
-                self._kept = _Kept(_identity(whole), model, buffers)
+                self._kept = _Kept(_identity(whole), model, buffers, tokenizer)
         report = _report(trainer, examples, started, step_seconds, canary, moved)
         del trainer, model
         _give_back_memory()
         return report
 
-    def _model(self, job: TrainJob) -> Any:
-        """The model to train, in float32: the one in memory if it is what is stored there."""
+    def _start(self, job: TrainJob) -> tuple[Any, Any]:
+        """The model to train, in float32, and its tokenizer: those in memory if they are what is
+        stored there."""
+        from transformers import AutoTokenizer
+
         kept, self._kept = self._kept, None
         if kept and kept.identity == _identity(job.start_path):
             model = kept.model.float().requires_grad_(True)
             for name, buffer in model.named_buffers():
                 buffer.copy_(kept.buffers[name])
-            return _with_adapter(model, job)
+            return _with_adapter(model, job), kept.tokenizer
         del kept
-        return _load(job)
+        return _load(job), AutoTokenizer.from_pretrained(job.start_path)
 
     def merge(self, adapter: str, start: str, out: str) -> None:
         """Write the model that a stored adapter makes of its start to the new directory `out`."""
@@ -116,11 +118,13 @@ Identity = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A model in memory, and the files that hold the same weights."""
+    """A model in memory, and the files that hold the same weights beside the same tokenizer."""
 
     identity: Identity
     model: Any
     buffers: dict[str, torch.Tensor]
+    tokenizer: Any
+    """Its files are those of the start (`checkpoints.save`)."""
 
 
 def _identity(path: str) -> Identity:
