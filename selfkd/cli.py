@@ -203,9 +203,11 @@ def doctor(
 
 def execute_run(path: Path, resolved: Any, json_events: bool, prepared: Any = None) -> None:
     """Carry a run out to its end, showing how it goes; an error says how to go on."""
+    from selfkd.imports import spare_pandas
     from selfkd.launch import execute
     from selfkd.progress import make_reporter
 
+    spare_pandas()
     with resumable(path), make_reporter(json_events) as reporter:
         best = execute(path, resolved, reporter, prepared=prepared)
     if not json_events:

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import re
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 from selfkd.errors import InfrastructureError
 from selfkd.hardware import available_gib, cores, memory_gib
 from selfkd.joining import approach, check_reachable
-from selfkd.starting import place_for_ray
+from selfkd.starting import place_for_ray, starting
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +101,8 @@ class Cluster:
         else:
             options["address"] = self.address
             approach(self.address)
-        _hush()
         try:
-            with _own_sigterm():
+            with starting():
                 ray.init(**options, logging_level=logging.ERROR, configure_logging=False)
         except Exception as error:  # some of Ray's are bare exceptions
             raise self._no_start(str(error).strip().partition("\n")[0]) from error
@@ -286,29 +284,6 @@ def _ended_here() -> str:
     node: Any = worker._global_node
     dead = {str(kind) for kind, _ in node.dead_processes()} if node else set()
     return next((name for name in ("raylet", "gcs_server") if name in dead), "")
-
-
-def _hush() -> None:
-    """Keep Ray from printing to stdout, which is the run's, that a process of it died.
-
-    Whoever called the process is told by an exception. There is no setting for this.
-    """
-    from ray._private import worker
-
-    worker.print_to_stdstream = lambda data, ignore_prefix: None
-
-
-@contextlib.contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep this process's answer to SIGTERM, which starting Ray replaces."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
 
 
 def resources() -> str:

@@ -3,7 +3,9 @@
 import atexit
 import contextlib
 import gc
+import sys
 from collections.abc import Iterator
+from importlib.abc import MetaPathFinder
 
 
 @contextlib.contextmanager
@@ -20,3 +22,29 @@ def large_imports() -> Iterator[None]:
         gc.enable()
         gc.freeze()
         atexit.register(gc.unfreeze)  # else libraries that count what is left print all of it
+
+
+def spare_pandas() -> None:
+    """Keep pyarrow from importing pandas, only to see that a list is none of its objects.
+
+    It does so once, in whatever process makes a table, and takes half a second. What asks pyarrow
+    for a data frame later still gets one. For processes of our own, as it holds for all of it.
+    """
+    if "pandas" in sys.modules:
+        return
+    import pyarrow as pa
+
+    missing = _NoPandas()
+    sys.meta_path.insert(0, missing)
+    try:
+        pa.array([0])
+    finally:
+        sys.meta_path.remove(missing)
+
+
+class _NoPandas(MetaPathFinder):
+    """Says that pandas is not installed."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname == "pandas":
+            raise ImportError(fullname)

@@ -20,6 +20,7 @@ from typing import Any
 
 from selfkd.batches import Copies, Payload
 from selfkd.errors import SelfkdError, UsageError
+from selfkd.imports import spare_pandas
 from selfkd.judgecalls import Call, Choices, Likelihoods, Reply, StopJudging, is_waiting, waiting
 from selfkd.judgerun import JudgeRunner, Row, reason
 from selfkd.judging import JudgeSpec
@@ -62,6 +63,7 @@ class JudgeHost:
     def start(self) -> None:
         """Import and build the judge; not done in the constructor so that its errors get out."""
         sys.path += [path for path in self._paths if path not in sys.path]
+        spare_pandas()
         with _silence():
             if self._spec.identity() != self._identity:
                 raise UsageError(

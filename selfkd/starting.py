@@ -1,10 +1,14 @@
-"""Before Ray starts on this machine: what it would find out late, or say in its own words."""
+"""How Ray starts on this machine: what it would find out late, and what it would do by itself."""
 
 import contextlib
 import os
 import secrets
+import signal
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from selfkd.errors import InfrastructureError
 
@@ -73,3 +77,28 @@ def _keep_token() -> None:
         return
     if _cannot_have(folder, 100):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """Start or join Ray in here, without some of its ways that have no setting.
+
+    It would replace this process's answer to SIGTERM. It would print to stdout, which is the run's,
+    that a process died, which whoever called that process is told by an exception. And it would
+    start what adds nodes and what passes on what actors print, each a Python process of 80 MB.
+    """
+    from ray._private import worker
+    from ray._private.node import Node
+
+    worker.print_to_stdstream = lambda data, ignore_prefix: None
+    node: Any = Node
+    monitors = node.start_monitor, node.start_log_monitor
+    node.start_monitor = node.start_log_monitor = lambda node: None
+    main = threading.current_thread() is threading.main_thread()
+    former = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        node.start_monitor, node.start_log_monitor = monitors
+        if main:
+            signal.signal(signal.SIGTERM, former)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from selfkd.hardware import trim_memory
-from selfkd.imports import large_imports
+from selfkd.imports import large_imports, spare_pandas
 from selfkd.records import texts
 from selfkd.sampling.base import Answer, Completion, Engine, Request, Sampling, Work
 from selfkd.sampling.desk import Desk
@@ -107,6 +107,7 @@ class SamplerActor(Receiver):
     """
 
     def __init__(self, engine: EngineOptions, policy: str, path: str, seed: int) -> None:
+        spare_pandas()
         self._desk = Desk(lambda: _start(engine, policy, path, seed))
         self._in_hand = max(IN_HAND, 2 * engine.options.get("max_num_seqs", 0))
 

@@ -1,0 +1,55 @@
+"""Large imports, and pandas, which pyarrow takes for granted that everybody wants."""
+
+import gc
+import subprocess
+import sys
+
+import pytest
+
+from selfkd.imports import large_imports
+
+SPARED = """
+import sys
+from selfkd.imports import spare_pandas
+spare_pandas()
+import numpy as np
+import pyarrow as pa
+table = pa.table({"word": ["a", None], "numbers": [[1], [2, 3]], "weight": np.array([0.5, 1.5])})
+assert table.to_pylist()[1] == {"word": None, "numbers": [2, 3], "weight": 1.5}
+print("pandas" in sys.modules)
+import pandas as pd
+print(table.to_pandas()["weight"].sum(), pa.array(pd.Series([1.0, float("nan")])).null_count)
+print(pa.Table.from_pandas(pd.DataFrame({"x": [1, 2]})).num_rows)
+"""
+
+KNOWN = """
+import pandas as pd
+from selfkd.imports import spare_pandas
+spare_pandas()
+import pyarrow as pa
+print(pa.array(pd.Series([1.0, float("nan")])).null_count)
+"""
+
+
+def said(code: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_tables_are_made_without_pandas_and_data_frames_are_there_all_the_same():
+    assert said(SPARED) == ["False", "2.0 1", "2"]
+
+
+def test_who_has_pandas_keeps_it():
+    assert said(KNOWN) == ["1"]
+
+
+def test_the_collector_works_again_after_an_import_and_leaves_alone_what_came_of_it():
+    frozen = gc.get_freeze_count()
+    with pytest.raises(ImportError), large_imports():
+        assert not gc.isenabled()
+        kept = [[] for _ in range(1000)]
+        raise ImportError
+    assert gc.isenabled() and kept
+    assert gc.get_freeze_count() > frozen + 1000
