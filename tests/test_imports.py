@@ -47,9 +47,10 @@ def test_who_has_pandas_keeps_it():
 
 def test_the_collector_works_again_after_an_import_and_leaves_alone_what_came_of_it():
     frozen = gc.get_freeze_count()
+    kept: list[list[int]] = []
     with pytest.raises(ImportError), large_imports():
         assert not gc.isenabled()
-        kept = [[] for _ in range(1000)]
+        kept += [[] for _ in range(1000)]
         raise ImportError
-    assert gc.isenabled() and kept
-    assert gc.get_freeze_count() > frozen + 1000
+    assert gc.isenabled()
+    assert gc.get_freeze_count() >= frozen + len(kept)
