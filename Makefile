@@ -32,9 +32,9 @@ demo: model  ## a small model teaches itself to add (10 minutes on 2 cores)
 test: model  ## lint, types (tests/test_lint.py) and every test, real models included
 	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-long: model  ## what takes too long for make test: thirty random kills, vLLM's server
+long: model  ## what takes too long for make test: random kills, vLLM's server, all at once
 	$(PY) -m tests.chaos --kills 30 --seed 1
-	SELFKD_LONG=1 $(PY) -m pytest -q tests/e2e/test_served_vllm.py
+	SELFKD_LONG=1 $(PY) -m pytest -q tests/e2e/test_served_vllm.py tests/e2e/test_all_at_once.py
 
 adapters: setup  ## judges from verifiers and inspect_ai, with the real packages
 	@$(PY) -m tests.adapters
