@@ -11,17 +11,20 @@ from selfkd.metrics import round_rows
 from selfkd.probe import TEXTS, TOKENS, probe_texts
 from selfkd.training.actor import LocalTrainer
 from selfkd.training.base import Probe, Text, TrainJob
+from selfkd.training.probe import _log_probs
 from tests.synthetic import generate, make_samples, measure, new_run, prompts
 from tests.test_training import examples, job
 
 TEXT = (Text((5, 6, 7), (10, 11, 12, 13)), Text((9,), (20,)))
+ENDS = [((8,), (10, 11)), ((9, 4), (20,)), ((8,), (3, 12, 13))]
+"""Ends of prompts that begin alike, and completions."""
 
 
-def log_probs(path: Path) -> torch.Tensor:
-    """Of the whole vocabulary at each of the texts' five tokens, in float64."""
+def log_probs(path: Path, texts: tuple[Text, ...] = TEXT) -> torch.Tensor:
+    """Of the whole vocabulary at each token of the texts' completions, in float64."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     rows = []
-    for text in TEXT:
+    for text in texts:
         ids = torch.tensor([[*text.prompt_tokens, *text.completion_tokens]])
         with torch.no_grad():
             said = model(ids).logits[0].double().log_softmax(-1)
@@ -91,6 +94,18 @@ def test_what_is_not_known_is_not_made_up(tiny_model, first, tmp_path):
     assert report.kl_base and report.kl_previous is None  # its record is of other texts
     report = trainer.train(job(tmp_path / "unasked", tiny_model, examples()))
     assert (report.kl_base, report.kl_previous) == (None, None)
+
+
+def test_what_all_prompts_begin_with_is_read_once(tiny_model):
+    texts = tuple(Text((5, 6, 7, *rest), said) for rest, said in ENDS)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    read: list[int] = []
+    model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, inputs: read.append(inputs[0].numel())
+    )
+    found = torch.cat(list(_log_probs(model, texts)))
+    assert torch.allclose(found.double(), log_probs(tiny_model, texts), atol=1e-5)
+    assert read == [3, 3 * 4]  # the longest of the three rows has four tokens left
 
 
 def test_texts_are_the_bases_first_answers_one_a_prompt(tmp_path):

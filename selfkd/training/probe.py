@@ -14,6 +14,8 @@ What a policy says of the texts, and what the base said, lies in its directory: 
 compares with it, and the base is looked at once a run.
 """
 
+import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,24 +123,49 @@ def _buckets(log_probs_TV: Tensor, ids_TK: Tensor) -> Tensor:
 def _log_probs(model: Any, texts: Sequence[Text]) -> Iterator[Tensor]:
     """Of every token of the vocabulary, in float32, at each token of the texts: parts of (N, V)."""
     model.eval()
+    shared = _beginning(texts)
+    cache = _read_once(model, shared) if shared else None
     collate = Collator(pad_token_id=0)  # no token sees what fills up a row
-    for rows in _batches(texts):
+    for rows in _batches(texts, len(shared) if cache else 0):
         batch = {name: values.to(model.device) for name, values in collate(rows).items()}
-        seen = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        seen: dict[str, Any] = {n: batch[n] for n in ("input_ids", "attention_mask")}
+        if cache:
+            own = copy.deepcopy(cache)
+            own.batch_repeat_interleave(len(rows))
+            before = seen["attention_mask"].new_ones(len(rows), len(shared))
+            whole = torch.cat([before, seen["attention_mask"]], 1)
+            seen |= {"attention_mask": whole, "past_key_values": own}
         mask = batch["labels"][:, 1:] != IGNORED
         yield logits_of(model, seen, mask).float().log_softmax(-1)
 
 
-def _batches(texts: Sequence[Text]) -> Iterator[list[dict[str, Any]]]:
-    """Rows for `Collator`, as many at a time as `TOKENS` allows."""
+def _beginning(texts: Sequence[Text]) -> list[int]:
+    """What all prompts begin with, and more follows: most of a chat template, often."""
+    places = zip(*(text.prompt_tokens[:-1] for text in texts), strict=False)
+    return [tokens[0] for tokens in itertools.takewhile(lambda t: len(set(t)) == 1, places)]
+
+
+def _read_once(model: Any, tokens: list[int]) -> Any:
+    """The model's cache of tokens that every text begins with; None where it keeps another kind."""
+    from transformers import DynamicCache
+
+    ids = torch.tensor([tokens], device=model.device)
+    cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+    return cache if isinstance(cache, DynamicCache) else None
+
+
+def _batches(texts: Sequence[Text], skip: int) -> Iterator[list[dict[str, Any]]]:
+    """Rows for `Collator`, but for their first `skip` tokens, as many a time as `TOKENS` allows."""
     rows: list[dict[str, Any]] = []
     longest = 0
     for text in texts:
-        tokens = [*text.prompt_tokens, *text.completion_tokens]
+        tokens = [*text.prompt_tokens[skip:], *text.completion_tokens]
         longest = max(longest, len(tokens))
         if rows and longest * (len(rows) + 1) > TOKENS:
             yield rows
             rows, longest = [], len(tokens)
-        rows.append({"input_ids": tokens, "prompt_length": len(text.prompt_tokens), "weight": 1.0})
+        rows.append(
+            {"input_ids": tokens, "prompt_length": len(text.prompt_tokens) - skip, "weight": 1.0}
+        )
     if rows:
         yield rows
