@@ -126,10 +126,10 @@ def _log_probs(model: Any, texts: Sequence[Text]) -> Iterator[Tensor]:
     shared = _beginning(texts)
     cache = _read_once(model, shared) if shared else None
     collate = Collator(pad_token_id=0)  # no token sees what fills up a row
-    for rows in _batches(texts, len(shared) if cache else 0):
+    for rows in _batches(texts, 0 if cache is None else len(shared)):
         batch = {name: values.to(model.device) for name, values in collate(rows).items()}
         seen: dict[str, Any] = {n: batch[n] for n in ("input_ids", "attention_mask")}
-        if cache:
+        if cache is not None:
             own = copy.deepcopy(cache)
             own.batch_repeat_interleave(len(rows))
             before = seen["attention_mask"].new_ones(len(rows), len(shared))
@@ -150,7 +150,7 @@ def _read_once(model: Any, tokens: list[int]) -> Any:
     from transformers import DynamicCache
 
     ids = torch.tensor([tokens], device=model.device)
-    cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+    cache = model(ids, use_cache=True).past_key_values
     return cache if isinstance(cache, DynamicCache) else None
 
 
