@@ -23,7 +23,8 @@ TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 def temporary_folder() -> Path:
     """Where Ray makes its own for sockets and logs; an empty variable does not count."""
-    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+    named = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR")
+    return Path(named or "/tmp").absolute()
 
 
 def longest_socket(folder: Path) -> int:
@@ -50,7 +51,7 @@ def place_for_ray() -> Path:
             remedy="make room there, or set RAY_TMPDIR to a folder that can be written",
         )
     _keep_token()
-    return folder.absolute() / "ray"
+    return folder / "ray"
 
 
 def cannot_write(folder: Path, size: int) -> str:
