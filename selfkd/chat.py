@@ -1,5 +1,6 @@
 """Chat messages to tokens: the one place where sampler and trainer get their prompts from."""
 
+import itertools
 import re
 import threading
 from collections.abc import Sequence
@@ -39,6 +40,12 @@ def load_tokenizer(path: str | Path, chat_template: str | None = None) -> Any:
         tokenizer.chat_template = _read_template(Path(chat_template).expanduser())
     render(tokenizer, [{"role": "user", "content": "Hello"}])
     return tokenizer
+
+
+def shared_length(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of them begin with."""
+    alike = (len(set(column)) == 1 for column in zip(*rows, strict=False))
+    return len(list(itertools.takewhile(bool, alike)))
 
 
 def same_tokenizer(tokenizer: Any, path: Path) -> None:

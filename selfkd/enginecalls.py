@@ -1,13 +1,12 @@
 """Answers judges' calls from the run's own sampler: same weights, same batch as generation."""
 
-import itertools
 import json
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfkd.chat import render, tokens_of
+from selfkd.chat import render, shared_length, tokens_of
 from selfkd.cluster import Check
 from selfkd.judgecalls import Call, Choices, Likelihoods, Reply
 from selfkd.policies import Policy
@@ -102,9 +101,7 @@ class EngineCalls:
         texts = [self._tokens(request.opening + choice) for choice in request.choices]
         # Of several, what they all begin with belongs to the prompt; of one, the opening does.
         others = texts if len(texts) > 1 else [*texts, self._tokens(request.opening)]
-        alike = (len(set(column)) == 1 for column in zip(*others, strict=False))
-        shared = len(list(itertools.takewhile(bool, alike)))
-        shared = min(shared, min(map(len, texts)) - 1)
+        shared = min(shared_length(others), min(map(len, texts)) - 1)
         rest = tuple(tokens[shared:] for tokens in texts)
         return Weighing(id, (*start, *texts[0][:shared]), rest)
 

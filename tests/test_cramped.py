@@ -19,8 +19,6 @@ pytestmark = pytest.mark.lengthy
 HOARDER = '''\
 """Content with everything; fills Ray's object store, and keeps what it put there."""
 
-from pathlib import Path
-
 import numpy as np
 import ray
 

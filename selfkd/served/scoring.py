@@ -3,11 +3,11 @@
 Elsewhere only what a model writes itself can be scored.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfkd.chat import shared_length
 from selfkd.errors import InfrastructureError
 from selfkd.judgecalls import Choices, Likelihoods, StopJudging
 from selfkd.served.connection import Connection, Request, Response
@@ -36,8 +36,8 @@ class VllmScorer:
             if isinstance(start, list):
                 texts = [self._texts[choice.opening + text] for text in choice.choices]
                 # Of several, what they all begin with is given as well; of one, the opening is.
-                given = _shared(texts if len(texts) > 1 else [*texts, self._texts[choice.opening]])
-                given = min(given, min(map(len, texts)) - 1)
+                others = texts if len(texts) > 1 else [*texts, self._texts[choice.opening]]
+                given = min(shared_length(others), min(map(len, texts)) - 1)
                 asked += [(i, len(tokens) - given, start + tokens) for tokens in texts]
         responses = self._connection.ask(
             [self._reading(tokens, 0, choices[i].about) for i, _, tokens in asked]
@@ -102,12 +102,6 @@ class VllmScorer:
             "prompt_logprobs": top,
         }
         return Request("/completions", {**body, **self._options.extra}, about, 1)
-
-
-def _shared(texts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all texts begin with."""
-    alike = (len(set(column)) == 1 for column in zip(*texts, strict=False))
-    return len(list(itertools.takewhile(bool, alike)))
 
 
 def _places(response: Response) -> list[Any] | str:

@@ -15,7 +15,6 @@ compares with it, and the base is looked at once a run.
 """
 
 import copy
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from selfkd.chat import shared_length
 from selfkd.kernels.buckets import in_buckets
 from selfkd.kernels.measures import FLOOR, closed_form, measure
 from selfkd.records import content_hash
@@ -123,7 +123,9 @@ def _buckets(log_probs_TV: Tensor, ids_TK: Tensor) -> Tensor:
 def _log_probs(model: Any, texts: Sequence[Text]) -> Iterator[Tensor]:
     """Of every token of the vocabulary, in float32, at each token of the texts: parts of (N, V)."""
     model.eval()
-    shared = _beginning(texts)
+    # What all prompts begin with, and more follows: most of a chat template, often.
+    beginnings = [text.prompt_tokens[:-1] for text in texts]
+    shared = beginnings[0][: shared_length(beginnings)]
     cache = _read_once(model, shared) if shared else None
     collate = Collator(pad_token_id=0)  # no token sees what fills up a row
     for rows in _batches(texts, 0 if cache is None else len(shared)):
@@ -139,13 +141,7 @@ def _log_probs(model: Any, texts: Sequence[Text]) -> Iterator[Tensor]:
         yield logits_of(model, seen, mask).float().log_softmax(-1)
 
 
-def _beginning(texts: Sequence[Text]) -> list[int]:
-    """What all prompts begin with, and more follows: most of a chat template, often."""
-    places = zip(*(text.prompt_tokens[:-1] for text in texts), strict=False)
-    return [tokens[0] for tokens in itertools.takewhile(lambda t: len(set(t)) == 1, places)]
-
-
-def _read_once(model: Any, tokens: list[int]) -> Any:
+def _read_once(model: Any, tokens: Sequence[int]) -> Any:
     """The model's cache of tokens that every text begins with; None where it keeps another kind."""
     from transformers import DynamicCache
 

@@ -33,7 +33,8 @@ def test_all_of_it_at_once_survives_a_kill(tmp_path):
     world = tiny_world(folder, prompts=32, rounds=3)
     arguments = [
         "run", "run.yaml", "--name", "all", *world.overrides, "engine.replicas=2",
-        "cluster.sampler_cpus=0.5", "cluster.trainer_workers=2", "engine.overlap=true", f"storage=file://{storage}",
+        "cluster.sampler_cpus=0.5", "cluster.trainer_workers=2", "engine.overlap=true",
+        f"storage=file://{storage}",
     ]  # fmt: skip
     run = folder / "runs" / "all"
     killed = Driver(folder, *arguments)
