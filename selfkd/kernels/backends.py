@@ -7,7 +7,7 @@ import torch
 
 from selfkd.errors import UsageError
 from selfkd.kernels.build import Unavailable
-from selfkd.kernels.cpu import CpuEngine
+from selfkd.kernels.cpu import cpu_engine
 from selfkd.kernels.engine import Engine, TorchEngine
 
 BACKENDS = ("auto", "reference", "torch", "cpu", "triton")
@@ -46,7 +46,7 @@ def _engine(name: str, multiply: torch.dtype, device: torch.device) -> Engine:
     if name == "torch":
         return TorchEngine(multiply, device)
     if name == "cpu":
-        return CpuEngine(multiply, device)
+        return cpu_engine(multiply, device)
     try:
         from selfkd.kernels.gpu import TritonEngine
     except ImportError as error:

@@ -10,8 +10,11 @@ from functools import cache
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "native"
-NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
+NEEDED = ("avx2", "fma")
+PRODUCTS = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
+"""What the matrix products are written for, beside the work on rows."""
 NARROW = "avx512_bf16"
+"""What makes the products take bfloat16 factors."""
 BUILD_SECONDS = 300
 
 
@@ -36,6 +39,11 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(next(flags, "").split())
 
 
+def has_products() -> bool:
+    """Whether the library of this processor has the matrix products too."""
+    return cpu_flags().issuperset(PRODUCTS)
+
+
 def load() -> ctypes.CDLL:
     """The library, built if need be.
 
@@ -57,7 +65,9 @@ def load() -> ctypes.CDLL:
 
 
 def _options() -> list[str]:
-    wanted = [*NEEDED, *([NARROW] if NARROW in cpu_flags() else [])]
+    wanted = [*NEEDED, *(PRODUCTS if has_products() else ())]
+    if has_products() and NARROW in cpu_flags():
+        wanted.append(NARROW)
     isa = [f"-m{flag.replace('_', '')}" for flag in wanted]
     return ["-std=c++17", "-O3", "-shared", "-fPIC", "-pthread", "-mtune=native", *isa]
 

@@ -1,4 +1,4 @@
-"""The compiled engine for CPUs with AVX-512: products and row work in C++, logits in float32.
+"""The compiled engines for CPUs: row work in C++, and with AVX-512 the products; logits in float32.
 
 C: tokens of a chunk, H: hidden size, V: vocabulary.
 """
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from selfkd.kernels.build import NARROW, Unavailable, cpu_flags, load
+from selfkd.kernels.build import NARROW, Unavailable, cpu_flags, has_products, load
+from selfkd.kernels.engine import TorchEngine
 from selfkd.kernels.measures import KINDS, Measure
 from selfkd.kernels.result import Rows
 
@@ -28,25 +29,31 @@ def library() -> ctypes.CDLL | str:
         return str(error)
     p, i, n, f = c_void_p, c_int, c_int64, c_float
     signatures = {
-        "selfkd_project": (i, i, p, p, n, p, p, n, n, n, n, i),
-        "selfkd_hidden_gradient": (i, i, p, n, p, n, p, n, n, n, i),
-        "selfkd_weight_gradient": (i, p, n, p, n, p, n, n, n, i, i),
         "selfkd_rows": (i, i, f, f, p, p, n, p, p, n, n, n, i, i),
         "selfkd_softmax": (f, p, n, p, n, n, i),
         "selfkd_spread": (i, f, p, n, p, p, n, n, n, i),
     }
+    if has_products():
+        signatures |= {
+            "selfkd_project": (i, i, p, p, n, p, p, n, n, n, n, i),
+            "selfkd_hidden_gradient": (i, i, p, n, p, n, p, n, n, n, i),
+            "selfkd_weight_gradient": (i, p, n, p, n, p, n, n, n, i, i),
+        }
     for name, types in signatures.items():
         function = getattr(lib, name)
         function.argtypes, function.restype = types, None
     return lib
 
 
-class CpuEngine:
-    """float32 or bfloat16 factors; the latter are widened where the processor cannot take them."""
+def cpu_engine(multiply: torch.dtype, device: torch.device) -> "RowsEngine":
+    """The one for this processor. Raises Unavailable where none runs, and for other dtypes."""
+    return (CpuEngine if has_products() else RowsEngine)(multiply, device)
+
+
+class RowsEngine(TorchEngine):
+    """Row work compiled, products of float32 by torch, to which bfloat16 factors are widened."""
 
     name = "cpu"
-    gradient_chunks = 0
-    accumulate = torch.float32
 
     def __init__(self, multiply: torch.dtype, device: torch.device) -> None:
         if device.type != "cpu":
@@ -56,42 +63,12 @@ class CpuEngine:
             raise Unavailable(lib)
         if multiply not in (torch.float32, torch.bfloat16):
             raise Unavailable(f"{multiply} is not compiled")
+        super().__init__(torch.float32, device)
         self.lib = lib
-        self.narrow = multiply == torch.bfloat16 and NARROW in cpu_flags()
-        self.multiply = torch.bfloat16 if self.narrow else torch.float32
 
     def row_stride(self, vocabulary: int) -> int:
         # A line more than needed: rows a multiple of 4 KiB apart would share their cache sets.
         return _whole_lines(vocabulary) + LINE
-
-    def sums(self, head: torch.dtype) -> torch.dtype:
-        return self.accumulate
-
-    def prepare(self, weight_VH: Tensor) -> Tensor:
-        """As stored: panels are packed, and converted, where they are used."""
-        if weight_VH.dtype not in (torch.float32, torch.bfloat16):
-            weight_VH = weight_VH.float()
-        return weight_VH if weight_VH.stride(1) == 1 else weight_VH.contiguous()
-
-    def project(
-        self, hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, out_CV: Tensor
-    ) -> None:
-        hidden = self._whole_lanes(hidden_CH)
-        bias = None if bias_V is None else bias_V.contiguous()
-        self.lib.selfkd_project(
-            self.narrow,
-            weight_VH.dtype == torch.bfloat16,
-            hidden.data_ptr(),
-            weight_VH.data_ptr(),
-            weight_VH.stride(0),
-            None if bias is None else bias.data_ptr(),
-            out_CV.data_ptr(),
-            out_CV.stride(0),
-            len(hidden),
-            hidden_CH.shape[1],
-            len(weight_VH),
-            torch.get_num_threads(),
-        )
 
     def rows(
         self,
@@ -157,6 +134,45 @@ class CpuEngine:
         )
         return self._written(into_CV)
 
+    def _written(self, logits_CV: Tensor) -> Tensor:
+        """The factors that were written over logits, from the start of each row."""
+        return logits_CV.view(self.multiply)[:, : logits_CV.shape[1]]
+
+
+class CpuEngine(RowsEngine):
+    """Products compiled too: of bfloat16 where the processor has them, else widened."""
+
+    def __init__(self, multiply: torch.dtype, device: torch.device) -> None:
+        super().__init__(multiply, device)
+        self.narrow = multiply == torch.bfloat16 and NARROW in cpu_flags()
+        self.multiply = torch.bfloat16 if self.narrow else torch.float32
+
+    def prepare(self, weight_VH: Tensor) -> Tensor:
+        """As stored: panels are packed, and converted, where they are used."""
+        if weight_VH.dtype not in (torch.float32, torch.bfloat16):
+            weight_VH = weight_VH.float()
+        return weight_VH if weight_VH.stride(1) == 1 else weight_VH.contiguous()
+
+    def project(
+        self, hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, out_CV: Tensor
+    ) -> None:
+        hidden = self._whole_lanes(hidden_CH)
+        bias = None if bias_V is None else bias_V.contiguous()
+        self.lib.selfkd_project(
+            self.narrow,
+            weight_VH.dtype == torch.bfloat16,
+            hidden.data_ptr(),
+            weight_VH.data_ptr(),
+            weight_VH.stride(0),
+            None if bias is None else bias.data_ptr(),
+            out_CV.data_ptr(),
+            out_CV.stride(0),
+            len(hidden),
+            hidden_CH.shape[1],
+            len(weight_VH),
+            torch.get_num_threads(),
+        )
+
     def hidden_gradient(self, gradient_CV: Tensor, weight_VH: Tensor) -> Tensor:
         gradient = self._factor(gradient_CV)
         (count, vocabulary), hidden = gradient_CV.shape, weight_VH.shape[1]
@@ -192,10 +208,6 @@ class CpuEngine:
             first,
             torch.get_num_threads(),
         )
-
-    def _written(self, logits_CV: Tensor) -> Tensor:
-        """The factors that were written over logits, from the start of each row."""
-        return logits_CV.view(self.multiply)[:, : logits_CV.shape[1]]
 
     def _factor(self, gradient_CV: Tensor) -> Tensor:
         """Rounded, with rows of whole lanes; what `rows` returned already is."""

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from selfkd.errors import UsageError
-from selfkd.kernels import backends, build, cpu
-from tests.kernels.cases import random_case
+from selfkd.kernels import KINDS, backends, build, cpu
+from tests.kernels.cases import errors, random_case
 
 
 @pytest.fixture
@@ -23,14 +23,14 @@ def fresh(monkeypatch, tmp_path):
     cpu.library.cache_clear()
 
 
-def needs_avx512() -> None:
-    missing = [flag for flag in build.NEEDED if flag not in build.cpu_flags()]
+def needs(*flags: str) -> None:
+    missing = sorted({*build.NEEDED, *flags} - build.cpu_flags())
     if missing:
         pytest.skip(f"this CPU lacks {missing}")
 
 
 def test_it_is_built_once_and_found_again(fresh, monkeypatch):
-    needs_avx512()
+    needs()
     build.load()
     (library,) = fresh.glob("*.so")
     made = library.stat().st_mtime_ns
@@ -58,13 +58,13 @@ def test_the_key_depends_on_source_torch_and_cpu(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda patch, folder: patch.setattr(build, "cpu_flags", frozenset), "lacks avx512f"),
+        (lambda patch, folder: patch.setattr(build, "cpu_flags", frozenset), "lacks avx2"),
         (lambda patch, folder: patch.setenv("CXX", str(folder / "nothing")), "no C\\+\\+ compiler"),
         (lambda patch, folder: patch.setenv("CXX", "false"), "false failed"),
     ],
 )
 def test_without_it_torch_runs_and_says_so_once(fresh, monkeypatch, caplog, change, words):
-    needs_avx512()
+    needs()
     case = random_case(dtype=torch.float32)
     expected, _ = case.dense(backend="torch")
     change(monkeypatch, fresh)
@@ -78,7 +78,7 @@ def test_without_it_torch_runs_and_says_so_once(fresh, monkeypatch, caplog, chan
 
 
 def test_a_file_that_is_no_library_is_not_fatal(fresh, monkeypatch):
-    needs_avx512()
+    needs()
     monkeypatch.setattr(build, "_key", lambda compiler: "broken")
     fresh.mkdir()
     (fresh / "broken.so").write_text("not a library")
@@ -86,7 +86,7 @@ def test_a_file_that_is_no_library_is_not_fatal(fresh, monkeypatch):
 
 
 def test_auto_takes_the_compiled_path_where_there_is_one(caplog):
-    needs_avx512()
+    needs()
     backends._say.cache_clear()
     with caplog.at_level(logging.INFO, "selfkd.kernels"):
         assert random_case(dtype=torch.float32).dense()[0].backend == "cpu"
@@ -97,9 +97,33 @@ def test_auto_takes_the_compiled_path_where_there_is_one(caplog):
 
 
 def test_a_cpu_without_bfloat16_widens_it(fresh, monkeypatch):
-    needs_avx512()
-    monkeypatch.setattr(build, "cpu_flags", lambda: frozenset(build.NEEDED))
+    needs(*build.PRODUCTS)
+    flags = frozenset({*build.NEEDED, *build.PRODUCTS})
+    monkeypatch.setattr(build, "cpu_flags", lambda: flags)
     monkeypatch.setattr(cpu, "cpu_flags", build.cpu_flags)
+    _agrees_in_bfloat16()
+
+
+def test_without_avx512_rows_are_compiled_and_torch_multiplies(fresh, monkeypatch):
+    needs()
+    monkeypatch.setattr(build, "cpu_flags", lambda: frozenset(build.NEEDED))
+    assert not hasattr(cpu.library(), "selfkd_project")
+    _agrees_in_bfloat16()
+    case = random_case(tokens=40, vocabulary=515, dtype=torch.float32)
+    exact = case.to(torch.float64)
+    ids, logprobs = case.top(5)
+    for kind in KINDS:
+        truth, got = (
+            c.dense(backend=b, kind=kind) for c, b in ((exact, "reference"), (case, "cpu"))
+        )
+        assert got[0].backend == "cpu"
+        assert max(errors(got, truth).values()) < (1e-4 if kind == "tvd" else 1e-5), kind
+        truth = exact.sparse(ids, logprobs, backend="reference", kind=kind)
+        got = case.sparse(ids, logprobs.float(), backend="cpu", kind=kind)
+        assert max(errors(got, truth).values()) < (1e-4 if kind == "tvd" else 1e-5), kind
+
+
+def _agrees_in_bfloat16() -> None:
     case = random_case(dtype=torch.bfloat16, tokens=40)
     got, gradients = case.dense(backend="cpu")
     truth, true = case.to(torch.float64).dense(backend="reference")

@@ -7,6 +7,7 @@ import torch
 
 from selfkd.errors import UsageError
 from selfkd.kernels import KINDS, fused_linear_divergence
+from selfkd.kernels.build import NARROW, cpu_flags
 from tests.kernels.cases import BACKENDS, MIXED, errors, random_case
 
 TEMPERATURES = (0.5, 1.0, 2.0)
@@ -214,7 +215,9 @@ def test_autocast_decides_what_is_multiplied(backend):
     with torch.autocast("cpu", torch.bfloat16):
         got = case.dense(backend=backend)
     rounded = errors(got, truth)
-    assert plain["loss"] < 2e-6 < rounded["loss"] < 2e-2
+    widened = backend == "cpu" and NARROW not in cpu_flags()
+    assert plain["loss"] < 2e-6
+    assert rounded["loss"] == plain["loss"] if widened else 2e-6 < rounded["loss"] < 2e-2
     assert rounded["weight"] < 3e-2
     assert [grad.dtype for grad in got[1]] == [torch.float32] * 3
 

@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "lanes.h"
 #include "tasks.h"
-#include "vecmath.h"
 
 namespace gemm {
 
@@ -20,9 +20,7 @@ constexpr int PER_LANE = 4 / sizeof(E);
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-inline __mmask16 mask(int64_t left) {
-  return left >= 16 ? 0xffff : left <= 0 ? 0 : (1u << left) - 1;
-}
+inline __mmask16 mask(int64_t left) { return vec::first(left); }
 
 template <class E>
 inline __m512 multiply_add(__m512 sum, __m512i a, __m512 b) {

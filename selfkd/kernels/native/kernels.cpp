@@ -1,10 +1,12 @@
 // The C interface that cpu.py calls. Sizes: C tokens, H hidden, V vocabulary; strides (ld) are
 // in elements of what they belong to. `narrow`: factors are bfloat16, else float32; a head may
-// be stored in either and is converted while it is packed.
-#include "gemm.h"
+// be stored in either and is converted while it is packed. Products are there with AVX-512 only.
 #include "rows.h"
+#ifdef __AVX512F__
+#include "gemm.h"
+#endif
 
-using gemm::bf16;
+using bf16 = uint16_t;
 
 #ifdef __AVX512BF16__
 #define BY_FACTOR(CALL) \
@@ -34,6 +36,7 @@ using gemm::bf16;
 
 extern "C" {
 
+#ifdef __AVX512F__
 void selfkd_project(int narrow, int head_is_bf16, const void *hidden, const void *w,
                     int64_t head_ld, const float *bias, float *out, int64_t ld, int64_t C,
                     int64_t H, int64_t V, int threads) {
@@ -54,6 +57,7 @@ void selfkd_weight_gradient(int narrow, const void *gradient, int64_t ld, const 
   BY_FACTOR((gemm::weight_gradient<E>((const E *)gradient, ld, (const E *)hidden, hidden_ld, out,
                                       C, H, V, first, threads)))
 }
+#endif
 
 // Figures is [4, C]: loss, student entropy, teacher entropy, agreement.
 void selfkd_rows(int narrow, int kind, float share, float inverse_temperature, float *student,

@@ -4,13 +4,17 @@
 #pragma once
 #include <cmath>
 
-#include "gemm.h"
+#include "tasks.h"
+#include "vecmath.h"
 
 namespace rows {
 
 enum Kind { FORWARD_KL, REVERSE_KL, JSD, SKEW_KL, SKEW_REVERSE_KL, TVD };
+using vec::LANES;
+using vec::Mask;
 using vec::V;
 using vec::set;
+using vec::where;
 
 constexpr float FLOOR = -1e30f;
 
@@ -20,52 +24,47 @@ struct Summand {
 
 template <int KIND>
 inline Summand summand(V log_p, V log_q, V p, V q, float share) {
-  V gap = _mm512_sub_ps(log_p, log_q), excess = _mm512_sub_ps(q, p);
-  if constexpr (KIND == FORWARD_KL)
-    return {_mm512_fmadd_ps(p, gap, excess), _mm512_sub_ps(_mm512_setzero_ps(), p)};
+  const V zero = vec::zero();
+  V gap = log_p - log_q, excess = q - p;
+  if constexpr (KIND == FORWARD_KL) return {vec::fmadd(p, gap, excess), zero - p};
   if constexpr (KIND == REVERSE_KL) {
-    V pull = _mm512_fnmadd_ps(q, gap, _mm512_setzero_ps());
-    return {_mm512_sub_ps(pull, excess), pull};
+    V pull = vec::fnmadd(q, gap, zero);
+    return {pull - excess, pull};
   }
-  __mmask16 above = _mm512_cmp_ps_mask(gap, _mm512_setzero_ps(), _CMP_GE_OQ);
+  Mask above = vec::at_least(gap, zero);
   if constexpr (KIND == TVD) {
-    V half = _mm512_mul_ps(set(0.5f), q);
-    V loss = _mm512_mul_ps(set(0.5f), _mm512_abs_ps(excess));
-    V pull = _mm512_mask_sub_ps(half, above, _mm512_setzero_ps(), half);
-    __mmask16 tie = _mm512_cmp_ps_mask(gap, _mm512_setzero_ps(), _CMP_EQ_OQ);
-    return {loss, _mm512_mask_mov_ps(pull, tie, _mm512_setzero_ps())};
+    V half = set(0.5f) * q;
+    V pull = where(above, zero - half, half);
+    return {set(0.5f) * vec::abs(excess), where(vec::equal(gap, zero), zero, pull)};
   }
-  V far = _mm512_abs_ps(gap);
-  V t = vec::expm1(_mm512_sub_ps(_mm512_setzero_ps(), far));
-  V shrunk = _mm512_mul_ps(_mm512_mask_mov_ps(set(share), above, set(1 - share)), t);
+  V far = vec::abs(gap);
+  V t = vec::expm1(zero - far);
+  V shrunk = where(above, set(1 - share), set(share)) * t;
   V near = vec::log1p(shrunk);  // log(m / max(p, q))
-  V other = _mm512_add_ps(near, far);  // log(m / min(p, q))
-  V p_over_m = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_mask_mov_ps(other, above, near));
-  V q_over_m = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_mask_mov_ps(near, above, other));
-  V m = _mm512_add_ps(set(1.0f), shrunk);  // m / max(p, q)
+  V other = near + far;         // log(m / min(p, q))
+  V p_over_m = zero - where(above, near, other);
+  V q_over_m = zero - where(above, other, near);
   if constexpr (KIND == JSD) {
-    V pull = _mm512_mul_ps(_mm512_mul_ps(set(1 - share), q), q_over_m);
-    return {_mm512_fmadd_ps(_mm512_mul_ps(set(share), p), p_over_m, pull), pull};
+    V pull = set(1 - share) * q * q_over_m;
+    return {vec::fmadd(set(share) * p, p_over_m, pull), pull};
   }
-  V step = _mm512_div_ps(t, m);
+  V step = t / (set(1.0f) + shrunk);  // over m / max(p, q)
   if constexpr (KIND == SKEW_KL) {
-    V change = _mm512_mul_ps(_mm512_mask_mov_ps(set(1 - share), above, set(share - 1)), step);
-    V pull = _mm512_mul_ps(_mm512_mul_ps(set(share - 1), q), change);  // change: p / m - 1
-    return {_mm512_fmadd_ps(p, p_over_m, _mm512_mul_ps(set(1 - share), excess)), pull};
+    V change = where(above, set(share - 1), set(1 - share)) * step;  // p / m - 1
+    return {vec::fmadd(p, p_over_m, set(1 - share) * excess), set(share - 1) * q * change};
   }
-  V change = _mm512_mul_ps(_mm512_mask_mov_ps(set(-share), above, set(share)), step);  // q / m - 1
-  V part = _mm512_fnmadd_ps(set(1 - share), change, q_over_m);
-  return {_mm512_fnmadd_ps(set(share), excess, _mm512_mul_ps(q, q_over_m)),
-          _mm512_mul_ps(q, part)};
+  V change = where(above, set(share), set(-share)) * step;  // q / m - 1
+  V part = vec::fnmadd(set(1 - share), change, q_over_m);
+  return {vec::fnmadd(set(share), excess, q * q_over_m), q * part};
 }
 
 struct Sum {
-  V lanes[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-  void add(V x, int which) { lanes[which] = _mm512_add_ps(lanes[which], x); }
+  V lanes[2] = {vec::zero(), vec::zero()};
+  void add(V x, int which) { lanes[which] += x; }
   double total() const {
-    float x[32];
-    _mm512_storeu_ps(x, lanes[0]);
-    _mm512_storeu_ps(x + 16, lanes[1]);
+    float x[2 * LANES];
+    vec::store(x, lanes[0]);
+    vec::store(x + LANES, lanes[1]);
     double sum = 0;
     for (float value : x) sum += value;
     return sum;
@@ -78,34 +77,37 @@ struct Normalizer {
 };
 
 inline V scaled(const float *row, int64_t v, int64_t count, float factor) {
-  __mmask16 m = gemm::mask(count - v);
-  return _mm512_mask_mul_ps(set(-INFINITY), m, _mm512_maskz_loadu_ps(m, row + v), set(factor));
+  Mask m = vec::first(count - v);
+  return where(m, vec::load(row + v, m) * set(factor), set(-INFINITY));
 }
 
 inline float largest(const float *row, int64_t count) {
   V top[2] = {set(-INFINITY), set(-INFINITY)};
-  for (int64_t v = 0; v < count; v += 16) {
-    V &lane = top[v / 16 % 2];
-    lane = _mm512_max_ps(lane, scaled(row, v, count, 1));
+  for (int64_t v = 0; v < count; v += LANES) {
+    V &lane = top[v / LANES % 2];
+    lane = vec::max(lane, scaled(row, v, count, 1));
   }
-  return _mm512_reduce_max_ps(_mm512_max_ps(top[0], top[1]));
+  return vec::largest(vec::max(top[0], top[1]));
 }
 
 inline Normalizer normalizer(const float *row, int64_t count, float factor) {
   float top = largest(row, count) * factor;
   Sum sum;
-  for (int64_t v = 0; v < count; v += 16)
-    sum.add(vec::exp(_mm512_sub_ps(scaled(row, v, count, factor), set(top))), v / 16 % 2);
+  for (int64_t v = 0; v < count; v += LANES)
+    sum.add(vec::exp(scaled(row, v, count, factor) - set(top)), v / LANES % 2);
   return {top, (float)std::log(sum.total())};
 }
 
 // Over the row itself: where factors are narrower, what is written has been read before.
 template <class E>
 inline void store_factor(float *row, int64_t v, V x) {
-  if constexpr (sizeof(E) == 2)
-    _mm256_storeu_si256((__m256i *)((gemm::bf16 *)row + v), gemm::round_bf16(x));
-  else
-    _mm512_storeu_ps(row + v, x);
+#ifdef __AVX512BF16__
+  if constexpr (sizeof(E) == 2) {
+    _mm256_storeu_si256((__m256i *)((uint16_t *)row + v), (__m256i)_mm512_cvtneps_pbh(x));
+    return;
+  }
+#endif
+  vec::store(row + v, x);
 }
 
 struct Figures {
@@ -129,35 +131,31 @@ Figures work(const Row &r) {
   bool same = false;
   // q for the last pass; here, and not over the teacher's logits, it never leaves the cache.
   auto *kept = (float *)tasks::scratch<0>(r.padded * sizeof(float));
-  for (int64_t v = 0; v < r.count; v += 16) {
-    int which = v / 16 % 2;
-    __mmask16 m = gemm::mask(r.count - v);
-    V z = _mm512_sub_ps(scaled(r.student, v, r.count, factor), set(zq.top));
-    V u = _mm512_sub_ps(scaled(r.teacher, v, r.count, factor), set(zp.top));
-    same |= _mm512_cmp_ps_mask(z, _mm512_setzero_ps(), _CMP_EQ_OQ) &
-            _mm512_cmp_ps_mask(u, _mm512_setzero_ps(), _CMP_EQ_OQ);
-    V log_q = _mm512_max_ps(set(FLOOR), _mm512_sub_ps(z, set(zq.log_sum)));
-    V log_p = _mm512_max_ps(set(FLOOR), _mm512_sub_ps(u, set(zp.log_sum)));
+  for (int64_t v = 0; v < r.count; v += LANES) {
+    int which = v / LANES % 2;
+    V z = scaled(r.student, v, r.count, factor) - set(zq.top);
+    V u = scaled(r.teacher, v, r.count, factor) - set(zp.top);
+    same |= vec::any_of_both(vec::equal(z, vec::zero()), vec::equal(u, vec::zero()));
+    V log_q = vec::max(set(FLOOR), z - set(zq.log_sum));
+    V log_p = vec::max(set(FLOOR), u - set(zp.log_sum));
     V q = vec::exp(log_q), p = vec::exp(log_p);
     Summand s = summand<KIND>(log_p, log_q, p, q, r.share);
     loss.add(s.loss, which);
     pull.add(s.pull, which);
-    hq.add(_mm512_mul_ps(q, log_q), which);
-    hp.add(_mm512_mul_ps(p, log_p), which);
+    hq.add(q * log_q, which);
+    hp.add(p * log_p, which);
     if (r.gradient) {
-      _mm512_mask_storeu_ps(r.student + v, m, s.pull);
-      _mm512_storeu_ps(kept + v, q);
+      vec::store(r.student + v, s.pull, vec::first(r.count - v));
+      vec::store(kept + v, q);
     }
   }
   if (r.gradient) {
     // For forward_kl the sum is -1 by definition: equal rows then have a gradient of exactly 0.
     float centre = KIND == FORWARD_KL ? -1.0f : (float)pull.total();
-    for (int64_t v = 0; v < r.padded; v += 16) {
-      __mmask16 m = gemm::mask(r.count - v);
-      V q = _mm512_maskz_loadu_ps(m, kept + v);
-      V g = _mm512_fnmadd_ps(set(centre), q, _mm512_maskz_loadu_ps(m, r.student + v));
-      g = _mm512_mul_ps(g, set(r.scale * factor));
-      store_factor<E>(r.student, v, g);
+    for (int64_t v = 0; v < r.padded; v += LANES) {
+      Mask m = vec::first(r.count - v);
+      V g = vec::fnmadd(set(centre), vec::load(kept + v, m), vec::load(r.student + v, m));
+      store_factor<E>(r.student, v, g * set(r.scale * factor));
     }
   }
   return {(float)loss.total(), (float)-hq.total(), (float)-hp.total(), same ? 1.0f : 0.0f};
@@ -171,10 +169,10 @@ inline Softmax softmax(const float *row, int64_t count, float factor) {
   Normalizer z = normalizer(row, count, factor);
   if (z.top == -INFINITY) return {-INFINITY, -INFINITY, 0};
   Sum sum;
-  for (int64_t v = 0; v < count; v += 16) {
-    V log_q = _mm512_sub_ps(scaled(row, v, count, factor), set(z.top));
-    log_q = _mm512_max_ps(set(FLOOR), _mm512_sub_ps(log_q, set(z.log_sum)));
-    sum.add(_mm512_mul_ps(vec::exp(log_q), log_q), v / 16 % 2);
+  for (int64_t v = 0; v < count; v += LANES) {
+    V log_q = scaled(row, v, count, factor) - set(z.top);
+    log_q = vec::max(set(FLOOR), log_q - set(z.log_sum));
+    sum.add(vec::exp(log_q) * log_q, v / LANES % 2);
   }
   return {largest(row, count), z.top + z.log_sum, (float)-sum.total()};
 }
@@ -182,9 +180,9 @@ inline Softmax softmax(const float *row, int64_t count, float factor) {
 template <class E>
 void spread(float *row, int64_t count, int64_t padded, float factor, float log_sum, float scale) {
   if (log_sum == -INFINITY) log_sum = 0;  // of a row without mass: all its logits are -inf
-  for (int64_t v = 0; v < padded; v += 16) {
-    V q = vec::exp(_mm512_sub_ps(scaled(row, v, count, factor), set(log_sum)));
-    store_factor<E>(row, v, _mm512_mul_ps(q, set(scale)));
+  for (int64_t v = 0; v < padded; v += LANES) {
+    V q = vec::exp(scaled(row, v, count, factor) - set(log_sum));
+    store_factor<E>(row, v, q * set(scale));
   }
 }
 
