@@ -1,12 +1,13 @@
 """The fused divergence against its peers on a CPU: `make bench-kernel`.
 
 Loss and gradients at hidden size 576 and vocabulary 49152 of: this package (head trained, frozen,
-and frozen and shared with the teacher), TRL's dense `generalized_jsd_loss`, TRL's
-`ChunkedDivergenceFunction`, Liger's chunked JSD (compiled; where liger-kernel is installed), and
-the floor: the matrix products that any of them has to do. Candidates take turns, so that what
-else the machine does falls on all alike, and ratios are medians over the turns. Loss and gradients
-of this package are held against float64 at every size. Peak memory is measured in a process of its
-own for each. Prints the targets with pass or miss; exits 0 either way.
+frozen and shared with the teacher, and trained without what is compiled), TRL's dense
+`generalized_jsd_loss`, TRL's `ChunkedDivergenceFunction`, Liger's chunked JSD (compiled; where
+liger-kernel is installed), and the floor: the matrix products that any of them has to do.
+Candidates take turns, so that what else the machine does falls on all alike, and ratios are medians
+over the turns. Loss and gradients of this package are held against float64 at every size. Peak
+memory is measured in a process of its own for each. Prints the targets with pass or miss; exits 0
+either way.
 """
 
 import argparse

@@ -63,6 +63,7 @@ def candidates(x: Inputs) -> dict[str, Run]:
         "ours": partial(ours, x, x.head, x.teacher_head),
         "ours frozen": partial(ours, x, frozen, x.teacher_head),
         "ours shared": partial(ours, x, frozen, frozen),
+        "ours in torch": partial(ours, x, x.head, x.teacher_head, backend="torch"),
         "TRL dense": partial(dense, x),
         "TRL chunked": partial(chunked, x),
     }
@@ -81,8 +82,9 @@ def floor(x: Inputs, *, trained: bool) -> None:
             _ = logits.T @ x.hidden
 
 
-def ours(x: Inputs, head: Tensor, teacher_head: Tensor) -> Tensor:
-    got = fused_linear_divergence(x.hidden, head, x.teacher_hidden, teacher_head)
+def ours(x: Inputs, head: Tensor, teacher_head: Tensor, backend: str = "auto") -> Tensor:
+    teacher = x.teacher_hidden, teacher_head
+    got = fused_linear_divergence(x.hidden, head, *teacher, backend=backend)
     return differentiate(got.loss, x.hidden, head)
 
 

@@ -31,6 +31,9 @@ Local = Annotated[
 def _top(
     debug: Annotated[bool, typer.Option(help="Show tracebacks of expected errors too.")] = False,
 ) -> None:
+    from selfkd.imports import spare_pandas
+
+    spare_pandas()
     if debug:
         os.environ["SELFKD_DEBUG"] = "1"
 
@@ -203,11 +206,9 @@ def doctor(
 
 def execute_run(path: Path, resolved: Any, json_events: bool, prepared: Any = None) -> None:
     """Carry a run out to its end, showing how it goes; an error says how to go on."""
-    from selfkd.imports import spare_pandas
     from selfkd.launch import execute
     from selfkd.progress import make_reporter
 
-    spare_pandas()
     with resumable(path), make_reporter(json_events) as reporter:
         best = execute(path, resolved, reporter, prepared=prepared)
     if not json_events:

@@ -3,10 +3,13 @@
 import gc
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from selfkd.imports import large_imports
+
+EXAMPLE = Path(__file__).parents[1] / "runs" / "example"
 
 SPARED = """
 import sys
@@ -30,9 +33,21 @@ import pyarrow as pa
 print(pa.array(pd.Series([1.0, float("nan")])).null_count)
 """
 
+SHOWN = """
+import sys
+from selfkd.cli import main
+sys.argv = ["selfkd", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+print("pyarrow" in sys.modules, "pandas" in sys.modules)
+"""
 
-def said(code: str) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+def said(code: str, *arguments: str) -> list[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -43,6 +58,11 @@ def test_tables_are_made_without_pandas_and_data_frames_are_there_all_the_same()
 
 def test_who_has_pandas_keeps_it():
     assert said(KNOWN) == ["1"]
+
+
+def test_a_command_reads_a_run_without_pandas():
+    *shown, loaded = said(SHOWN, "show", str(EXAMPLE), "--round", "1")
+    assert any("reward" in line for line in shown) and loaded == "True False"
 
 
 def test_the_collector_works_again_after_an_import_and_leaves_alone_what_came_of_it():

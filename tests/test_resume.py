@@ -66,7 +66,9 @@ def finished(
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     run = elsewhere / "runs" / "killed"
     states: list[tuple[str, Recorded]] = []
-    arguments = ["run", str(world.folder / "run.yaml"), "--name", "killed", *world.overrides]
+    # What reports to a tracker beside a run is killed with it in tests/chaos.
+    settings = [*world.overrides, "report_to=[]"]
+    arguments = ["run", str(world.folder / "run.yaml"), "--name", "killed", *settings]
     for moment, reached, signals, code in ENDS:
         driver = Driver(elsewhere, *arguments, f"cluster={warm_ray.address}")
         driver.wait_for(lambda: bool(driver.events()))  # noqa: B023
@@ -108,7 +110,7 @@ def test_a_changed_config_is_refused_with_the_difference(finished, world):
     before = snapshot(run)
     config = str(world.folder / "run.yaml")
     again = Driver(elsewhere, "run", config, "--name", "killed", "--resume", *world.overrides,
-                   "samples_per_prompt=4")  # fmt: skip
+                   "report_to=[]", "samples_per_prompt=4")  # fmt: skip
     assert again.end() == 2
     assert "samples_per_prompt: 8 -> 4" in again.said() and "selfkd fork" in again.said()
     taken = Driver(elsewhere, "run", config, "--name", "killed")

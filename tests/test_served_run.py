@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.chaos.processes import WarmRay
 from tests.commandline import carried_out
 from tests.servers import Asked, Server, failed, hosting, said
 
@@ -20,6 +21,15 @@ FIRST = 10
 """Calls of the first budget."""
 
 Call = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Of a Ray whose processes know the key, as a user's would."""
+    monkeypatch.setenv("TEACHER_KEY", SECRET)
+    started = WarmRay()
+    yield started.address
+    started.close()
 
 
 @pytest.fixture
@@ -35,7 +45,6 @@ def call(
     """Calls the command line in a folder of its own; its exit code and all that it printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SELFKD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TEACHER_KEY", SECRET)
 
     def invoke(*arguments: str) -> tuple[int, str]:
         said = carried_out(monkeypatch, capfd, *arguments)
@@ -44,7 +53,7 @@ def call(
     return invoke
 
 
-def config(folder: Path, model: Path, teacher: dict[str, Any]) -> None:
+def config(folder: Path, model: Path, teacher: dict[str, Any], address: str) -> None:
     prompts = [{"prompt": f"{a}+{a}?", "answer": str(2 * a)} for a in range(6)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
     values = {
@@ -60,6 +69,8 @@ def config(folder: Path, model: Path, teacher: dict[str, Any]) -> None:
         "train": {"batch_size": 4, "epochs": 1, "dtype": "float32"},
         "on_no_signal": "continue",
         "gate": {"mode": "off"},
+        "report_to": [],
+        "cluster": address,
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(values))
 
@@ -85,7 +96,7 @@ def spent(run: Path) -> int:
 
 
 def test_a_run_that_is_out_of_money_goes_on_where_it_was_and_tells_nobody_the_key(
-    tiny_model: Path, tmp_path: Path, server: Server, call: Call
+    tiny_model: Path, tmp_path: Path, address: str, server: Server, call: Call
 ) -> None:
     answered: Counter[str] = Counter()
 
@@ -100,7 +111,7 @@ def test_a_run_that_is_out_of_money_goes_on_where_it_was_and_tells_nobody_the_ke
     server.behave = behave
     inner = {"use": "self_reward", "draws": 2}
     teacher = {"judge": inner, "model": "m", "base_url": server.url, "api_key_env": "TEACHER_KEY"}
-    config(tmp_path, tiny_model, {"use": "teacher", **teacher, "budget": {"calls": FIRST}})
+    config(tmp_path, tiny_model, {"use": "teacher", **teacher, "budget": {"calls": FIRST}}, address)
 
     code, out = call("run", "run.yaml", "--name", "one")
     run = tmp_path / "runs" / "one"

@@ -61,12 +61,12 @@ def test_a_shipped_config_runs_on_ones_own_model_prompts_and_judge(folder):
     assert "\x1b[" not in done.stdout  # not a terminal: no colours
 
 
-def test_a_judge_that_fails_too_often_stops_the_run_and_is_named(folder):
+def test_a_judge_that_fails_too_often_stops_the_run_and_is_named(folder, warm_ray):
     (folder / "bad.py").write_text("def judge_it(sample):\n    return 1 / 0\n")
     done = selfkd(
         folder, "run", str(LOOPS / "raw.yaml"), "rounds=1", "model=model", "prompts=my.jsonl",
         "judge=bad.py:judge_it", "engine.kind=transformers", "prompts.limit=16",
-        "samples_per_prompt=2", "--name", "bad",
+        "samples_per_prompt=2", "report_to=[]", f"cluster={warm_ray.address}", "--name", "bad",
     )  # fmt: skip
     assert done.returncode == 4
     assert "judge_it" in done.stderr and "ZeroDivisionError" in done.stderr
