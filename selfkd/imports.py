@@ -5,6 +5,8 @@ import contextlib
 import gc
 import sys
 from collections.abc import Iterator
+from functools import cache
+from importlib import metadata
 from importlib.abc import MetaPathFinder
 
 
@@ -13,12 +15,16 @@ def large_imports() -> Iterator[None]:
     """Keep the garbage collector away from what is imported here, now and later.
 
     Modules make a million objects that stay. While they are made the collector would look at them
-    again and again, a fifth of vLLM's import; afterwards, in each of its full rounds.
+    again and again, a fifth of vLLM's import; afterwards, in each of its full rounds. What is
+    installed is read once: transformers and TRL each ask, and all metadata takes half a second.
     """
     gc.disable()
+    installed = metadata.packages_distributions
+    metadata.packages_distributions = cache(installed)
     try:
         yield
     finally:
+        metadata.packages_distributions = installed
         gc.enable()
         gc.freeze()
         atexit.register(gc.unfreeze)  # else libraries that count what is left print all of it

@@ -44,6 +44,20 @@ except SystemExit as end:
 print("pyarrow" in sys.modules, "pandas" in sys.modules)
 """
 
+ASKED = """
+from importlib import metadata
+from selfkd.imports import large_imports
+asked, whole = [], metadata.packages_distributions
+def counted():
+    asked.append(1)
+    return whole()
+metadata.packages_distributions = counted
+with large_imports():
+    import transformers.utils
+    import trl.import_utils
+print(len(asked), metadata.packages_distributions is counted)
+"""
+
 
 def said(code: str, *arguments: str) -> list[str]:
     command = [sys.executable, "-c", code, *arguments]
@@ -63,6 +77,10 @@ def test_who_has_pandas_keeps_it():
 def test_a_command_reads_a_run_without_pandas():
     *shown, loaded = said(SHOWN, "show", str(EXAMPLE), "--round", "1")
     assert any("reward" in line for line in shown) and loaded == "True False"
+
+
+def test_what_is_installed_is_read_once_for_all_who_ask():
+    assert said(ASKED) == ["1 True"]
 
 
 def test_the_collector_works_again_after_an_import_and_leaves_alone_what_came_of_it():
