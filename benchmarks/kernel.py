@@ -59,9 +59,10 @@ def targets(dtype: str, tokens: int, seconds: dict[str, list[float]]) -> list[st
         faster = {"TRL chunked": 3.0, "Liger": 1.15}
     lines = []
     for name, limit in at_most.items():
-        lines.append(verdict(f"{name} over floor", ratio(seconds, name, "floor"), limit, "<="))
+        if {name, "floor"} <= seconds.keys():
+            lines.append(verdict(f"{name} over floor", ratio(seconds, name, "floor"), limit, "<="))
     for name, limit in faster.items():
-        if name in seconds:
+        if {name, "ours"} <= seconds.keys():
             lines.append(verdict(f"{name} over ours", ratio(seconds, name, "ours"), limit, ">="))
     return [f"  {dtype} N={tokens} {line}" for line in lines]
 

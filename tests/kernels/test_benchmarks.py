@@ -41,6 +41,9 @@ def test_ratios_are_taken_turn_by_turn():
     lines = kernel.targets("bf16", 2048, seconds)
     assert [line.split()[-1] for line in lines] == ["pass", "pass", "MISS"]
     assert kernel.targets("bf16", 512, seconds) == []
+    left = {"floor": seconds["floor"], "ours": seconds["ours"]}  # --without all others
+    assert kernel.targets("bf16", 2048, left) == lines[:1]
+    assert kernel.targets("bf16", 2048, {"TRL dense": [1.0]}) == []
     added = {"ours": [2**28 + 2**27, 2**30]}
     limits = kernel.memory_targets(added, [2048, 4096], 576, 49152, "bf16")
     # Two chunks alone are 255.75 MiB; each size is held to that, and to the wider limit.
