@@ -76,7 +76,8 @@ inline void store(float *p, V x) { _mm256_storeu_ps(p, x); }
 inline void store(float *p, V x, Mask m) { _mm256_maskstore_ps(p, m, x); }
 
 inline V power_of_two(__m256i exponent) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23));
+  __m256i biased = _mm256_add_epi32(exponent, _mm256_set1_epi32(127));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
 }
 
 // x 2^power, for whole powers of 0 or less. In two steps, as half of float's range is below 1.
