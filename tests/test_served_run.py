@@ -69,7 +69,6 @@ def config(folder: Path, model: Path, teacher: dict[str, Any], address: str) -> 
         "train": {"batch_size": 4, "epochs": 1, "dtype": "float32"},
         "on_no_signal": "continue",
         "gate": {"mode": "off"},
-        "report_to": [],
         "cluster": address,
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(values))

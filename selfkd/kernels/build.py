@@ -65,9 +65,9 @@ def load() -> ctypes.CDLL:
 
 
 def _options() -> list[str]:
-    wanted = [*NEEDED, *(PRODUCTS if has_products() else ())]
-    if has_products() and NARROW in cpu_flags():
-        wanted.append(NARROW)
+    wanted = [*NEEDED]
+    if has_products():
+        wanted += [*PRODUCTS, *({NARROW} & cpu_flags())]
     isa = [f"-m{flag.replace('_', '')}" for flag in wanted]
     return ["-std=c++17", "-O3", "-shared", "-fPIC", "-pthread", "-mtune=native", *isa]
 

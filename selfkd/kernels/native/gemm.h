@@ -13,14 +13,13 @@
 namespace gemm {
 
 using bf16 = uint16_t;
+using vec::first;
 constexpr int MR = 8, NV = 3, WIDTH = 16 * NV;
 
 template <class E>
 constexpr int PER_LANE = 4 / sizeof(E);
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-inline __mmask16 mask(int64_t left) { return vec::first(left); }
 
 template <class E>
 inline __m512 multiply_add(__m512 sum, __m512i a, __m512 b) {
@@ -60,7 +59,7 @@ inline void micro(const Tile &t, int64_t lanes, const uint32_t *panel) {
       float *c = t.c + i * t.ldc + 16 * j;
       __m512 value = sum[i][j];
       if (t.bias) value = _mm512_add_ps(value, _mm512_loadu_ps(t.bias + 16 * j));
-      __mmask16 m = mask(t.columns - 16 * j);
+      __mmask16 m = first(t.columns - 16 * j);
       if (t.add) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(m, c));
       if (t.stream && m == 0xffff)
         _mm512_stream_ps(c, value);
@@ -92,18 +91,10 @@ inline __m512 load_float(const S *p, __mmask16 m) {
       _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)), 16));
 }
 
-inline __m256i round_bf16(__m512 x) {
-#ifdef __AVX512BF16__
-  return (__m256i)_mm512_cvtneps_pbh(x);
-#else
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(x), 16));
-#endif
-}
-
 template <class S>
 inline __m256i load_bf16(const S *p, __mmask16 m) {
   if constexpr (sizeof(S) == 2) return _mm256_maskz_loadu_epi16(m, p);
-  return round_bf16(load_float(p, m));
+  return vec::round_bf16(load_float(p, m));
 }
 
 // Rows are the summed dimension: `count` rows of `columns` columns into panels of `width`
@@ -114,7 +105,7 @@ void pack_rows(const S *from, int64_t ld, int64_t count, int64_t columns, int wi
   int64_t lanes = ceil_div(count, PER_LANE<E>);
   for (int64_t c = 0; c < ceil_div(columns, width) * width; c += 16) {
     uint32_t *out = to + c / width * width * lanes + c % width;
-    __mmask16 m = mask(columns - c);
+    __mmask16 m = first(columns - c);
     for (int64_t k = 0; k < lanes; k++, out += width) {
       const S *row = from + k * PER_LANE<E> * ld + c;
       __m512i lane;
@@ -170,10 +161,10 @@ void pack_columns(const S *from, int64_t ld, int64_t rows, int64_t columns, uint
         }
         const S *row = from + (block + i) * ld + at;
         if constexpr (sizeof(E) == 4) {
-          r[i] = _mm512_castps_si512(load_float(row, mask(left)));
+          r[i] = _mm512_castps_si512(load_float(row, first(left)));
         } else {
-          __m256i low = load_bf16(row, mask(left));
-          __m256i high = left > 16 ? load_bf16(row + 16, mask(left - 16)) : _mm256_setzero_si256();
+          __m256i low = load_bf16(row, first(left));
+          __m256i high = left > 16 ? load_bf16(row + 16, first(left - 16)) : _mm256_setzero_si256();
           r[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
         }
       }

@@ -42,6 +42,14 @@ inline V scale(V x, V power) { return _mm512_scalef_ps(x, power); }
 inline V mantissa(V y) { return _mm512_getmant_ps(y, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src); }
 inline V exponent(V y) { return _mm512_getexp_ps(y); }
 
+inline __m256i round_bf16(V x) {
+#ifdef __AVX512BF16__
+  return (__m256i)_mm512_cvtneps_pbh(x);
+#else
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(x), 16));
+#endif
+}
+
 #else
 
 constexpr int LANES = 8;

@@ -101,9 +101,9 @@ inline Normalizer normalizer(const float *row, int64_t count, float factor) {
 // Over the row itself: where factors are narrower, what is written has been read before.
 template <class E>
 inline void store_factor(float *row, int64_t v, V x) {
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
   if constexpr (sizeof(E) == 2) {
-    _mm256_storeu_si256((__m256i *)((uint16_t *)row + v), (__m256i)_mm512_cvtneps_pbh(x));
+    _mm256_storeu_si256((__m256i *)((uint16_t *)row + v), vec::round_bf16(x));
     return;
   }
 #endif
