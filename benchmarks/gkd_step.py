@@ -90,8 +90,7 @@ def ours(path: Path, teacher: Any, batch: list[Example], folder: Path) -> Callab
     head = output_head(teacher)
 
     def step() -> float:
-        states, starts = answers(trainer, teacher, rows, folder, torch.bfloat16)
-        trainer.teacher = Fixed(states, starts, head)
+        trainer.teacher = Fixed(answers(trainer, teacher, rows, folder, torch.bfloat16), head)
         return advance(trainer, inputs)
 
     return started(trainer, step)

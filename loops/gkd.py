@@ -88,6 +88,7 @@ def answers(
 def gkd(run: Run, options: GKDOptions) -> None:
     teacher = run.teacher(options.teacher)
     divergence = options.model_dump(include={"kind", "beta", "temperature", "max_staleness"})
+    again = options.on_policy_fraction < 1 and options.off_policy != "teacher"
     n, stored = options.samples_per_prompt, []
     for round in run.rounds(options.rounds):
         for part in round.segments(run.prompts, n=n, steps_per_sync=options.steps_per_sync):
@@ -96,7 +97,7 @@ def gkd(run: Run, options: GKDOptions) -> None:
                 round.judge(own, run.judge)
                 stored.append(own)
             data = [samples for samples in (own, others) if samples]
-            round.train(GKD(*data, teacher=teacher, **divergence), segment=part)
+            round.train(GKD(*data, teacher=teacher, keep_states=again, **divergence), segment=part)
         round.evaluate(run.heldout, run.gold_judge)
     last = run.final_round()
     last.judge(last.generate(run.prompts, n=n), run.judge)

@@ -43,6 +43,8 @@ class GKD:
     completion, else 1; `token_weights` has other factors for them, by sample id, one a token, at
     least 0.
     `max_staleness` refuses samples of an earlier state of the policy, in optimiser steps.
+    `keep_states` keeps in the run what a teacher that stays the same has answered, so that a later
+    training on the same samples, stored ones or a data set's, need not ask again.
     """
 
     name: ClassVar[str] = "gkd"
@@ -59,6 +61,7 @@ class GKD:
     teacher_view: View
     columns: Mapping[str, Mapping[str, str]]
     token_weights: Mapping[str, Sequence[float]]
+    keep_states: bool
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class GKD:
         teacher_view: View | None = None,
         columns: Mapping[str, Mapping[str, str]] | None = None,
         token_weights: Mapping[str, Sequence[float]] | None = None,
+        keep_states: bool = False,
     ) -> None:
         from selfkd.kernels.measures import measure
 
@@ -97,7 +101,7 @@ class GKD:
         freeze(self, data=data, teacher=teacher, kind=kind, beta=beta, temperature=temperature)
         freeze(self, ema_decay=ema_decay, skip_tokens=skip_tokens, max_staleness=max_staleness)
         freeze(self, view=view, teacher_view=teacher_view or view, columns=columns or {})
-        freeze(self, token_weights=token_weights or {})
+        freeze(self, token_weights=token_weights or {}, keep_states=keep_states)
 
     @property
     def ref(self) -> Guide | None:
@@ -119,8 +123,10 @@ class GKD:
         """What the trainer needs to know besides the examples."""
         names = ("kind", "beta", "temperature", "ema_decay", "skip_tokens")
         weighed = {"token_weights": content_hash(self.token_weights)} if self.token_weights else {}
+        kept = {"keep_states": True} if self.keep_states else {}
         return {name: getattr(self, name) for name in names} | {
             **weighed,
+            **kept,
             "teacher": "served" if isinstance(self.teacher, Taught) else self.teacher,
             "view": self.view.name,
             "teacher_view": self.teacher_view.name,

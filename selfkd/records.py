@@ -260,6 +260,10 @@ TEACHINGS = pa.schema(
     ]
 )
 
+TEACHER_STATES = pa.schema([("key", pa.string()), ("states", pa.large_binary())])
+"""Hidden states of the completion tokens of one example, row by row, by a hash of what the teacher
+saw; metadata says of which dtype and width."""
+
 
 def texts(values: Sequence[str | None]) -> pa.Array:
     """Strings as an Arrow column.

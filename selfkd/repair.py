@@ -22,6 +22,7 @@ from selfkd.errors import DataError, UsageError
 from selfkd.ledger import Ledger, disk_error, file_sha256, policy_dir, write_atomically
 from selfkd.locks import RunLock
 from selfkd.retention import is_pruned, leftovers
+from selfkd.rundir import STATES
 
 
 class Place(NamedTuple):
@@ -95,6 +96,8 @@ def _step(path: Path, place: Place) -> Iterator[Problem]:
     if _read(path / "step.json") is None:
         yield Problem("step.json", "missing or not JSON", place=place)
         return
+    if (path / STATES).exists() and (reason := _unreadable(path / STATES)):
+        yield Problem(STATES, reason)  # a training that wants them asks again
     shards = {p.name for p in path.glob("[0-9]*.parquet")}
     if not (path / "manifest.json").exists():
         for name in sorted(shards):

@@ -35,6 +35,8 @@ APART = (ANCHORS, HELDOUT, CONTROLS)
 """Labels of what is never learnt from, nor part of what a round made."""
 AUDIT = "audit"
 """Label of the steps in which gold judges what another judge has judged, to compare the two."""
+STATES = "teacher.parquet"
+"""In a training's folder: what a teacher answered (`records.TEACHER_STATES`), if that is kept."""
 
 State = Literal["running", "finished", "stopped", "failed"]
 

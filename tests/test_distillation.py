@@ -13,16 +13,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from selfkd.distillation import GKD
-from selfkd.errors import UsageError
+from selfkd.errors import DataError, UsageError
 from selfkd.records import Example
 from selfkd.sampling.weights import same_architecture
 from selfkd.training import teachers
 from selfkd.training.actor import LocalTrainer
-from selfkd.training.base import Stretch
+from selfkd.training.base import StatesFiles, Stretch
 from selfkd.training.gkd import DistilCollator, _row
 from selfkd.training.hidden import check_head, hidden_states
 from selfkd.training.rounding import Rounding
 from selfkd.training.trainer import _load, _make_trainer
+from tests.test_doctor import flip_a_bit
 from tests.test_training import END, job, log_of
 
 SIZES = [(5, 9), (20, 3), (11, 11), (2, 30), (8, 1), (16, 14)]
@@ -181,6 +182,54 @@ def test_a_teacher_that_is_the_start_costs_no_second_model(
     assert logs[0] == pytest.approx(logs[2], rel=1e-5)
     assert logs[1] == pytest.approx(logs[3], rel=1e-5)
     assert logs[0][-1] < logs[0][0]
+
+
+def test_kept_states_are_not_asked_for_again(tiny_model, other, tmp_path, monkeypatch) -> None:
+    seen: list[int] = []
+    plain = teachers._silent
+    monkeypatch.setattr(
+        teachers, "_silent", lambda m, b: seen.append(len(b["input_ids"])) or plain(m, b)
+    )
+    rows = examples(True)
+
+    def trained(
+        name: str, some: Sequence[Example], known: Sequence[str] = (), **more: Any
+    ) -> tuple[list[float], int | None, str]:
+        made = task(tmp_path / name, tiny_model, some, "base", ref_path=str(other), **more)
+        out = tmp_path / f"{name}.parquet"
+        report = LocalTrainer().train(replace(made, states=StatesFiles(tuple(known), str(out))))
+        return [r["loss"] for r in log_of(made)], report.teacher_asked, str(out)
+
+    plainly = task(tmp_path / "plain", tiny_model, rows, "base", ref_path=str(other))
+    assert LocalTrainer().train(plainly).teacher_asked == 6
+    losses = [r["loss"] for r in log_of(plainly)]
+    seen.clear()
+    first = trained("first", rows)
+    assert first[:2] == (losses, 6)
+    again = trained("again", rows, [first[2]])  # as a training does that was interrupted
+    assert again[:2] == (losses, 0) and not Path(again[2]).exists()
+    assert sum(seen) == 6
+
+    longer = replace(rows[1], prompt_tokens=(*rows[1].prompt_tokens, 5))  # all the same to it
+    other_view = replace(rows[0], teacher_prompt_tokens=rows[1].teacher_prompt_tokens)
+    some = [other_view, longer, rows[3], rows[2], rows[2]]
+    part = trained("part", some, [first[2]])
+    assert part[1] == 1 and trained("more", some, [first[2], part[2]])[:2] == (part[0], 0)
+    assert part[0] == pytest.approx(trained("alone", some)[0], rel=1e-5)
+    half = trained("half", rows, [first[2]], dtype="bfloat16")
+    assert half[1] == 6  # what was computed in float32 is no answer in bfloat16
+    assert trained("both", rows, [first[2], half[2]], dtype="bfloat16")[:2] == (half[0], 0)
+
+
+def test_damaged_states_are_named_and_never_learnt_from(tiny_model, other, tmp_path) -> None:
+    made = task(tmp_path / "a", tiny_model, examples(), "base", ref_path=str(other))
+    out = tmp_path / "states.parquet"
+    LocalTrainer().train(replace(made, states=StatesFiles((), str(out))))
+    flip_a_bit(out)
+    made = task(tmp_path / "b", tiny_model, examples(), "base", ref_path=str(other))
+    with pytest.raises(DataError, match="not readable") as caught:
+        LocalTrainer().train(replace(made, states=StatesFiles((str(out),), str(tmp_path / "c"))))
+    assert caught.value.where == str(out) and "doctor" in str(caught.value)
 
 
 def test_without_privilege_ones_own_start_has_nothing_to_teach(tiny_model, tmp_path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 
 from selfkd.doctor import _failing_import, checks, diagnose
@@ -15,6 +16,8 @@ from selfkd.ledger import Ledger
 from selfkd.locks import RunLock
 from selfkd.policies import Policies
 from selfkd.repair import check_run
+from selfkd.rundir import STATES
+from selfkd.training.recall import leave
 
 EXAMPLE = Path(__file__).parents[1] / "runs" / "example"
 
@@ -107,6 +110,19 @@ def test_a_damaged_shard_takes_along_what_was_made_after_it(tmp_path, damage):
     step = Ledger(run).step(1, "generate", "", {"n": 2})
     assert not step.finished and step.shards() == [0]
     assert step.shard_path(0).read_bytes() == kept
+
+
+def test_damaged_states_of_a_teacher_take_nothing_along(tmp_path):
+    run = make_run(tmp_path / "run")
+    file = run / "rounds" / "001" / "03-train" / STATES
+    leave(file, {"a": torch.ones(100, 8)}, torch.float32, 8)
+    assert check_run(run) == []
+    flip_a_bit(file)
+    (found,) = check_run(run)
+    assert found.path.endswith(STATES) and "not readable" in found.what
+    (found,) = check_run(run, repair=True)
+    assert found.done.startswith("moved to quarantine") and not file.exists()
+    assert check_run(run) == []
 
 
 def test_a_repaired_run_can_be_finished_again(tmp_path):

@@ -108,6 +108,32 @@ def test_gkd_goes_back_to_stored_samples(tmp_path, sums) -> None:
     assert summary(run, 1, "??-train")["staleness"] == 1 + 0  # a step to round-1, none since
 
 
+def test_a_teacher_need_not_be_asked_again_about_stored_samples(
+    tmp_path, sums, monkeypatch
+) -> None:
+    plain = ScriptedRun.train
+
+    def train(run: ScriptedRun, job: Any, follow: Any) -> Any:
+        if job.states:
+            Path(job.states.out).write_bytes(b"")  # as a trainer leaves one
+        return plain(run, job, follow)
+
+    monkeypatch.setattr(ScriptedRun, "train", train)
+
+    def files(name: str, **more: Any) -> list[Any]:
+        settings = {"off_policy": "stored", "on_policy_fraction": 0.0, "rounds": 3} | more
+        run = scripted_run(tmp_path, sums, lambda *a: "7", name=name, loop="gkd", **settings)
+        play_script(run)
+        return [job.states for job in run.jobs]
+
+    one, two, three = files("base", teacher="base")
+    assert (one.known, two.known, three.known) == ((), (one.out,), (one.out, two.out))
+    assert "rounds/000" in one.out and Path(one.out).parent.name.endswith("-train")
+    assert [s.known for s in files("previous", teacher="previous")] == [()] * 3  # never the same
+    assert files("own", teacher="base", on_policy_fraction=1.0) == [None] * 3
+    assert files("given", teacher="base", off_policy="given")[1].known
+
+
 def test_samples_are_fresh_after_each_sync(tmp_path, sums) -> None:
     def answer(policy: str, text: str, k: int) -> str:
         return {"base": "1", "round-1+1": "2", "round-1+2": "3", "round-1": "4"}.get(policy, "9")

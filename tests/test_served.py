@@ -276,9 +276,16 @@ def test_a_server_that_is_down_ends_the_run_and_not_every_sample() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         nobody = Server(port=unused.getsockname()[1])
-    error = stopped(nobody, *QUESTIONS[:5], deadline=0.5)
+    error = stopped(nobody, *QUESTIONS[:5], deadline=2)
     assert isinstance(error, InfrastructureError)
-    assert "answered nothing for 0.5 s: no connection" in str(error)
+    assert "answered nothing for 2 s: no connection" in str(error)
+
+
+def test_the_reason_told_is_not_that_the_last_try_was_cut_short(server: Server) -> None:
+    server.behave = lambda asked: failed(500, "no room") if asked.attempt == 1 else _hang(asked)
+    error = stopped(server, deadline=2)
+    assert "answered nothing for 2 s: HTTP 500: no room" in str(error)
+    assert len(server.asked) >= 2
 
 
 def test_one_call_that_never_gets_an_answer_is_given_up_alone(server: Server) -> None:

@@ -114,6 +114,7 @@ class Connection:
         known = self._spending.known(key)
         if known is not None:
             return self._response(known)
+        _ = self._client  # its import takes a second or two, which are not the server's
         give_up, attempt, last = float("inf"), 0, ""
         while self._stop is None:
             if time.monotonic() >= give_up:
@@ -126,7 +127,8 @@ class Connection:
                 return found
             if found is None:
                 continue
-            last = found.text
+            if not (last and found.late and left < self._options.timeout):
+                last = found.text  # a try cut short by the deadline says less than one before it
             if found.error:
                 self._end(found.error)
             elif found.what == "item":

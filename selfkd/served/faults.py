@@ -23,6 +23,8 @@ class Fault:
     text: str
     overload: bool = False
     """The server has too much to do."""
+    late: bool = False
+    """There was no answer in the time it had."""
     wait: float | None = None
     """Seconds that the server asks for."""
     error: SelfkdError | None = None
@@ -44,7 +46,7 @@ def fault_of(error: Exception, options: ServerOptions, key: str) -> Fault:
     if isinstance(error, Refused):
         return replace(error.fault, text=redacted(error.fault.text, key))
     if isinstance(error, TimeoutError | openai.APITimeoutError):
-        return Fault("again", "no answer in time", overload=True)
+        return Fault("again", "no answer in time", overload=True, late=True)
     if isinstance(error, openai.APIStatusError):
         return _status(error, options, _message(error, key))
     if isinstance(error, openai.APIConnectionError):

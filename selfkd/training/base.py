@@ -102,6 +102,16 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class StatesFiles:
+    """Where the states of one teacher are kept over trainings (`training/recall.py`)."""
+
+    known: tuple[str, ...]
+    """Files that trainings left."""
+    out: str
+    """The file to leave."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainJob:
     """One training: plain values only, so that it crosses processes."""
 
@@ -127,6 +137,8 @@ class TrainJob:
     stretch: Stretch | None = None
     """Set where this job is a part of a training; it starts from `start_path` all the same."""
     probe: Probe | None = None
+    states: StatesFiles | None = None
+    """Set where the states of the teacher in `ref_path` are kept."""
 
     @property
     def rounding_seed(self) -> int:
@@ -154,6 +166,9 @@ class TrainReport:
     """Nats a token between the new policy and the base on the job's probe, and `kl_previous`
     between it and the policy before; None where they were not measured."""
     kl_previous: float | None = None
+    teacher_asked: int | None = None
+    """Different examples that a teacher which stays the same was asked about; the states of others
+    were known. None where there is no such teacher."""
 
 
 class Trainer(Protocol):

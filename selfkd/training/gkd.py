@@ -17,9 +17,10 @@ from selfkd.records import Example
 from selfkd.training.base import TrainJob
 from selfkd.training.collator import IGNORED, Collator
 from selfkd.training.hidden import check_head, hidden_states, output_head
+from selfkd.training.recall import Row
 from selfkd.training.rounding import Rounding
 from selfkd.training.sft import WeightedSFTTrainer, arguments, padding_token
-from selfkd.training.teachers import Ema, Live, Row, Served, Teacher, ask_once
+from selfkd.training.teachers import Ema, Live, Served, Teacher, ask_once
 
 
 class DistilCollator:

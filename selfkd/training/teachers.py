@@ -14,21 +14,21 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from selfkd.errors import UsageError
 from selfkd.records import Example
-from selfkd.training.base import TrainJob
+from selfkd.training.base import StatesFiles, TrainJob
 from selfkd.training.checkpoints import load
 from selfkd.training.hidden import Head, check_head, hidden_states, output_head
 from selfkd.training.parameters import show, trained
+from selfkd.training.recall import Row, key, leave, recall
 from selfkd.training.rounding import Rounding
 
 Batch = dict[str, Any]
-Row = dict[str, Any]
 
 
 class Teacher(Protocol):
@@ -87,18 +87,28 @@ class Ema:
         self._shown = []
 
 
+class Answers(NamedTuple):
+    """What a teacher said of the completion tokens of all rows."""
+
+    states_UH: Tensor
+    """U tokens, in a file that is mapped into memory."""
+    spans: list[slice]
+    """Where in it the states of each row are; those of rows with the same tokens in one place."""
+    asked: int
+    """Of how many rows it was asked for this."""
+
+
 class Fixed:
     """A model that does not change, asked once; see the top of this file."""
 
-    def __init__(self, states_NH: Tensor, starts: Sequence[int], head: Head) -> None:
-        self._states = states_NH
-        self._starts = starts
-        """Where the states of each row begin, and at last where they end."""
+    def __init__(self, answers: Answers, head: Head) -> None:
+        self._answers = answers
         self._head = head
+        self.asked = answers.asked
 
     def states(self, model: Any, batch: Batch) -> tuple[Tensor, Head]:
-        rows = batch["rows"].tolist()
-        parts = [self._states[self._starts[i] : self._starts[i + 1]] for i in rows]
+        found = self._answers
+        parts = [found.states_UH[found.spans[i]] for i in batch["rows"].tolist()]
         return torch.cat(parts).to(batch["input_ids"].device), self._head
 
     def stepped(self, model: Any) -> None: ...
@@ -152,35 +162,47 @@ def ask_once(
             remedy="distil from a model with the same tokenizer",
         )
     with off:
-        states, starts = answers(trainer, model, rows, Path(job.log_file).parent, dtype)
+        answered = answers(trainer, model, rows, Path(job.log_file).parent, dtype, job.states)
     # A head that is not trained stays one tensor with the student's, which saves work downstream.
     moves = own and head.weight_VH.requires_grad
-    return Fixed(states, starts, head.copy() if moves else head.detached())
+    return Fixed(answered, head.copy() if moves else head.detached())
 
 
 def answers(
-    trainer: Any, model: Any, rows: Sequence[Row], folder: Path, dtype: torch.dtype
-) -> tuple[Tensor, list[int]]:
-    """A teacher's states for the completion tokens of all rows [N, H], and where each row begins.
-
-    They are in a file without a name in `folder`. The list has one more entry than there are rows.
-    """
-    lengths = [len(row["input_ids"]) - row["prompt_length"] for row in rows]
-    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    trainer: Any,
+    model: Any,
+    rows: Sequence[Row],
+    folder: Path,
+    dtype: torch.dtype,
+    kept: StatesFiles | None = None,
+) -> Answers:
+    """A teacher's states for the completion tokens of all rows, in a file without a name in
+    `folder`. What is `kept` is not asked for, and what is asked for is kept then."""
+    keys = [key(row) for row in rows]
+    different = dict(zip(keys, rows, strict=True))
+    lengths = {k: len(r["input_ids"]) - r["prompt_length"] for k, r in different.items()}
+    ends = torch.tensor(list(lengths.values())).cumsum(0).tolist()
+    places = {k: slice(end - lengths[k], end) for k, end in zip(lengths, ends, strict=True)}
     width = output_head(model).weight_VH.shape[1]
-    states = _mapped(folder, (starts[-1], width), dtype)
+    states = _mapped(folder, (ends[-1], width), dtype)
+    unknown = dict(different)
+    for file in kept.known if kept else ():
+        for k, known in recall(Path(file), unknown.keys(), dtype, width):
+            states[places[k]] = known
+            del unknown[k]
     size = trainer.args.per_device_train_batch_size
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-    for at in range(0, len(rows), size):
+    order = sorted(unknown, key=lambda k: len(unknown[k]["input_ids"]))
+    for at in range(0, len(order), size):
         part = order[at : at + size]
-        batch = trainer.data_collator([rows[i] for i in part])
+        batch = trainer.data_collator([unknown[k] for k in part])
         batch = {k: v.to(trainer.args.device) for k, v in batch.items()}
         with trainer.accelerator.autocast():
             found = _silent(model, _teacher_rows(batch)).to("cpu", dtype)
-        pieces = found.split([lengths[i] for i in part])
-        for i, piece in zip(part, pieces, strict=True):
-            states[starts[i] : starts[i + 1]] = piece
-    return states, starts
+        for k, piece in zip(part, found.split([lengths[k] for k in part]), strict=True):
+            states[places[k]] = piece
+    if kept and order:
+        leave(Path(kept.out), {k: states[places[k]] for k in order}, dtype, width)
+    return Answers(states, [places[k] for k in keys], len(order))
 
 
 def _mapped(folder: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

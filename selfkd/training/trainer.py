@@ -152,6 +152,7 @@ def _report(
         step_seconds=step_seconds,
         kl_base=moved.kl_base,
         kl_previous=moved.kl_previous,
+        teacher_asked=getattr(getattr(trainer, "teacher", None), "asked", None),
     )
 
 

@@ -14,10 +14,10 @@ from selfkd.objectives import Objective
 from selfkd.policies import PROBE, STATE, Policy
 from selfkd.probe import probe_texts
 from selfkd.records import EXAMPLES, Example, rows_table
-from selfkd.rundir import APART, of_verb, round_steps
+from selfkd.rundir import APART, STATES, of_verb, round_steps
 from selfkd.segments import Segment
 from selfkd.tables import BLOCK
-from selfkd.training.base import Probe, Stretch, TrainJob, TrainOptions, TrainReport
+from selfkd.training.base import Probe, StatesFiles, Stretch, TrainJob, TrainOptions, TrainReport
 from selfkd.verbs.prompts import DROPPED
 
 if TYPE_CHECKING:
@@ -114,7 +114,19 @@ def _job(
         ref_path=str(plan.ref.path) if plan.ref else None,
         stretch=stretch,
         probe=_probe(round, plan, staged) if not segment or segment.last else None,
+        states=_states(round, step, objective, plan),
     )
+
+
+def _states(round: "Round", step: Step, objective: Objective, plan: Plan) -> StatesFiles | None:
+    """Where the teacher's states are: of this very step, if it was interrupted, and of others."""
+    if not (plan.ref and isinstance(objective, GKD) and objective.keep_states):
+        return None
+    run = round.run.ledger.path
+    done = [s for n in range(round.number + 1) for s in of_verb(round_steps(run, n), "train")]
+    same = [s.path for s in done if s.finished and s.args().get("ref") == plan.ref.fingerprint]
+    files = [folder / STATES for folder in (step.path, *same)]
+    return StatesFiles(tuple(str(f) for f in files if f.exists()), str(step.path / STATES))
 
 
 def _probe(round: "Round", plan: Plan, staged: Path) -> Probe:
@@ -212,7 +224,7 @@ def _progress(round: "Round", step: Step, row: dict[str, Any]) -> None:
 
 _REPORTED = (
     "steps", "examples", "tokens", "loss_first", "loss_last", "seconds", "step_seconds",
-    "kl_base", "kl_previous",
+    "kl_base", "kl_previous", "teacher_asked",
 )  # fmt: skip
 
 
