@@ -72,6 +72,9 @@ class ClusterConfig(Options):
     trainer_workers: int = Field(1, ge=1)
     """Processes that train together, each on its share of every batch (DDP); they divide
     train.batch_size."""
+    trainer_fsdp: bool = False
+    """Each of these processes holds its share of weights, gradients and optimiser state too (FSDP);
+    for SFT of all weights."""
     sampler_cpus: float = Field(0, ge=0)
     """CPUs that each sampler reserves; 0: it takes turns with the trainer."""
     trainer_cpus: float = Field(0, ge=0)

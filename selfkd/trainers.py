@@ -92,6 +92,8 @@ class Trainers:
         self._actors = []
 
     def _refuse(self, job: TrainJob) -> None:
+        if job.fsdp:
+            self._refuse_fsdp(job)
         if self._workers == 1:
             return
         if job.objective not in SHARED:
@@ -105,6 +107,23 @@ class Trainers:
                 f"{self._workers} workers cannot share batches of {job.options.batch_size}",
                 where="cluster.trainer_workers",
                 remedy="let it divide train.batch_size",
+            )
+
+    def _refuse_fsdp(self, job: TrainJob) -> None:
+        what, remedy = "", "set it to false"
+        if self._workers == 1:
+            what, remedy = "one worker", "raise cluster.trainer_workers, or set it to false"
+        elif job.objective != "sft":
+            what = f"a training of objective {job.objective}"
+        elif job.options.lora_rank:
+            what, remedy = "a training with LoRA", "set it to false: what LoRA trains is small"
+        elif job.stretch:
+            what = "a training that is cut by weight syncs"
+        if what:
+            raise UsageError(
+                f"{what} cannot have its weights in parts",
+                where="cluster.trainer_fsdp",
+                remedy=remedy,
             )
 
     def _call(

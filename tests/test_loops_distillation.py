@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -383,6 +384,9 @@ def test_several_workers_cannot_share_a_distillation(tmp_path, sums) -> None:
     with pytest.raises(UsageError, match="of objective gkd cannot be shared by workers") as told:
         trainers.train(run.jobs[0], lambda row: None)
     assert told.value.where == "cluster.trainer_workers"
+    with pytest.raises(UsageError, match="gkd cannot have its weights in parts") as told:
+        trainers.train(replace(run.jobs[0], fsdp=True), lambda row: None)
+    assert told.value.where == "cluster.trainer_fsdp"
 
 
 def test_a_sync_that_comes_too_soon_is_refused_before_anything_is_sampled(tmp_path, sums) -> None:

@@ -74,16 +74,43 @@ def cluster(nodes: Any) -> Iterator[Cluster]:
         yield joined
 
 
-def test_two_workers_train_as_one_does(cluster: Cluster, tiny_model: Path, tmp_path: Path) -> None:
+class Watched(LocalTrainer):
+    """Notes how much of the model is in this process while it trains."""
+
+    share: float
+
+    def _train(self, job: Any) -> Any:
+        bench: Any = self._bench
+        start = bench._start
+
+        def watched(job: Any) -> Any:
+            model, tokenizer = start(job)
+            parameters = list(model.parameters())
+            held = sum(getattr(p, "_local_tensor", p).numel() for p in parameters)
+            self.share = held / sum(p.numel() for p in parameters)
+            return model, tokenizer
+
+        bench._start = watched
+        return super()._train(job)
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_two_workers_train_as_one_does(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path, fsdp: bool
+) -> None:
+    import ray
+
     # Six examples in batches of four: the second batch of an epoch leaves one worker without any.
     options = {"batch_size": 4, "micro_batch_size": 2, "epochs": 3}
     alone = job(tmp_path / "alone", tiny_model, examples(), **options)
     report = LocalTrainer().train(alone)
     together = job(tmp_path / "together", tiny_model, examples(), **options)
     steps = []
-    trainers = Trainers(cluster, ONE_CPU, workers=2, check=lambda: None)
+    watch: dict[str, Any] = {"check": lambda: None, "actor": Watched}
+    trainers = Trainers(cluster, ONE_CPU, workers=2, **watch)
     try:
-        shared = trainers.train(together, steps.append)
+        shared = trainers.train(replace(together, fsdp=fsdp), steps.append)
+        shares = [ray.get(a.__ray_call__.remote(lambda w: w.share)) for a in trainers._actors]
     finally:
         trainers.close()
     one, two = log_of(alone), log_of(together)
@@ -98,6 +125,7 @@ def test_two_workers_train_as_one_does(cluster: Cluster, tiny_model: Path, tmp_p
     apart = max(float((a - b).abs().max()) for a, b in pairs)
     assert apart < 0.02 * moved, (apart, moved)
     assert len(shared.canary) == 2
+    assert shares == pytest.approx([0.5, 0.5] if fsdp else [1, 1], abs=0.05)
 
 
 def test_a_worker_that_is_killed_ends_the_training_in_order(
@@ -148,6 +176,19 @@ def test_a_trainer_that_does_not_fit_is_not_waited_for_long(
     with pytest.raises(InfrastructureError, match=f"for a trainer to start on {place}") as caught:
         trainers.start()
     assert "of 2 CPU free" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("workers", "options", "why"),
+    [(1, {}, "one worker"), (2, {"lora_rank": 4}, "a training with LoRA")],
+)
+def test_what_cannot_be_trained_in_parts_is_refused(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path, workers: int, options: Any, why: str
+) -> None:
+    task = replace(job(tmp_path, tiny_model, examples(), **options), fsdp=True)
+    trainers = Trainers(cluster, ONE_CPU, workers=workers, check=lambda: None)
+    with pytest.raises(UsageError, match=f"{why} cannot have its weights in parts"):
+        trainers.train(task, lambda row: None)
 
 
 def test_batches_that_workers_cannot_share_are_refused(

@@ -139,6 +139,8 @@ class TrainJob:
     probe: Probe | None = None
     states: StatesFiles | None = None
     """Set where the states of the teacher in `ref_path` are kept."""
+    fsdp: bool = False
+    """Each worker holds its part of weights, gradients and optimiser state."""
 
     @property
     def rounding_seed(self) -> int:

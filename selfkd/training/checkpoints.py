@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -20,6 +21,38 @@ def load(path: str | Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+
+
+def load_part(path: str | Path, dtype: str) -> Any:
+    """This worker's part of that model, of as many as train together (FSDP2).
+
+    What others hold is gathered layer by layer where it is needed, in `dtype`; gradients are summed
+    in float32.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    workers = int(os.environ["WORLD_SIZE"])
+    parts = DistributedConfig(fsdp_size=workers, fsdp_mixed_precision=dtype == "bfloat16")
+    return AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, use_safetensors=True, distributed_config=parts
+    )
+
+
+def gathered(model: Any, start: Path) -> Any:
+    """The model that workers hold in parts, whole and on the CPU, in the first one; None in others.
+
+    `start`: the directory that the parts were loaded from.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(model, options=options)
+    if torch.distributed.get_rank():
+        return None
+    whole = load(start)
+    whole.load_state_dict(weights)
+    return whole
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ compares with it, and the base is looked at once a run.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,15 +54,15 @@ UNKNOWN = Distances()
 class Yardstick:
     """What the base, and the policy before, say of the texts: made before a training starts."""
 
-    def __init__(self, model: Any, probe: Probe) -> None:
-        """`model` is what is to be trained, as it starts."""
+    def __init__(self, start: Callable[[], Any], probe: Probe) -> None:
+        """`start` gives the model that is to be trained, as it starts, if it has to be asked."""
         self._probe = probe
         self._key = content_hash([[t.prompt_tokens, t.completion_tokens] for t in probe.texts])
         self._known: dict[str, Tensor] = {}
         if probe.previous:
             self._known = _read(Path(probe.previous), self._key)
         if not self._known and probe.from_base and probe.texts:
-            ids, said = _likeliest(model, probe.texts)
+            ids, said = _likeliest(start(), probe.texts)
             self._known = {"ids": ids, "base": said}
             if not probe.previous:
                 self._known["policy"] = said

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from selfkd.training.parameters import show, trained
+from selfkd.training.parameters import show, trained, values
 
 TABLE = 2**20
 """Numbers of a table of noise. Weights so far apart share theirs, which costs nothing: it is the
@@ -52,7 +52,7 @@ class RoundedSteps(TrainerCallback):
         self._rounding = Rounding(seed)
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._exact = [p.data for p in self._parameters]
+        self._exact = values(self._parameters)
         show(self._parameters, self._rounding(self._exact))
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:

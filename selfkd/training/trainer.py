@@ -14,12 +14,13 @@ import torch
 
 from selfkd.errors import DataError, Diverged
 from selfkd.hardware import compute_dtype, trim_memory
+from selfkd.kernels import pages
 from selfkd.models import check_model_dir
 from selfkd.records import Example, read_rows
 from selfkd.training.adapters import merge, save_adapter
 from selfkd.training.attention import suited_attention
 from selfkd.training.base import CANARY_TOKENS, TrainJob, TrainReport
-from selfkd.training.checkpoints import load, save
+from selfkd.training.checkpoints import gathered, load, load_part, save
 from selfkd.training.probe import UNKNOWN, Distances, Yardstick
 from selfkd.training.rounding import RoundedSteps, round_to_bfloat16
 from selfkd.training.state import continue_training, save_state
@@ -53,7 +54,7 @@ class Workbench:
         if compute_dtype(job.options.dtype) == "bfloat16":
             trainer.add_callback(RoundedSteps(trainer.model, job.rounding_seed))
         saves = not trainer.args.process_index  # of several workers, the first one
-        yardstick = Yardstick(trainer.model, job.probe) if saves and job.probe else None
+        yardstick = _yardstick(trainer.model, job) if saves else None
         if job.stretch:
             state = job.stretch.state_from
             place = Path(state) if state else None
@@ -68,6 +69,8 @@ class Workbench:
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         dtype = _stored_dtype(job)
         adapter = job.options.lora_rank > 0 and job.options.lora_save == "adapter"
+        if job.fsdp:
+            model = gathered(model, Path(job.start_path))
         if not saves:
             return _report(trainer, examples, started, step_seconds)
         if adapter:
@@ -84,7 +87,7 @@ class Workbench:
             # Saving rounds them too, and unlike the weights they are not meant to be.
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
             save(model, dtype, Path(job.start_path), Path(whole))
-            if not torch.cuda.is_available():  # there TRL leaves its marks on a model
+            if not (job.fsdp or torch.cuda.is_available()):  # there TRL leaves its marks on a model
                 # Accelerate's mark: a model that has it would not be given autocast again.
                 model.__dict__.pop("_is_accelerate_prepared", None)
                 self._kept = _Kept(_identity(whole), model, buffers, tokenizer)
@@ -99,6 +102,9 @@ class Workbench:
         from transformers import AutoTokenizer
 
         kept, self._kept = self._kept, None
+        if job.fsdp:
+            model = load_part(job.start_path, compute_dtype(job.options.dtype))
+            return model, AutoTokenizer.from_pretrained(job.start_path)
         if kept and kept.identity == _identity(job.start_path):
             model = kept.model.float().requires_grad_(True)
             for name, buffer in model.named_buffers():
@@ -111,6 +117,12 @@ class Workbench:
         """Write the model that a stored adapter makes of its start to the new directory `out`."""
         merge(Path(adapter), Path(start), Path(out))
         _give_back_memory()
+
+
+def _yardstick(model: Any, job: TrainJob) -> Yardstick | None:
+    """Before the training of `model`, which one worker alone cannot ask where it has but a part."""
+    whole = (lambda: load(job.start_path)) if job.fsdp else (lambda: model)
+    return Yardstick(whole, job.probe) if job.probe else None
 
 
 Identity = tuple[tuple[int, int, int], ...]
@@ -218,6 +230,7 @@ def _canary(
 def _give_back_memory() -> None:
     """Return what the training used to the system, for the sampler."""
     gc.collect()
+    pages.release()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     trim_memory()

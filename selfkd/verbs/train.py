@@ -115,6 +115,7 @@ def _job(
         stretch=stretch,
         probe=_probe(round, plan, staged) if not segment or segment.last else None,
         states=_states(round, step, objective, plan),
+        fsdp=round.run.config.cluster.trainer_fsdp,
     )
 
 

@@ -1,4 +1,5 @@
-"""Two samplers, two training workers, rounds sampled ahead, a copy elsewhere, and a kill.
+"""Two samplers, two training workers with half of the weights each, rounds sampled ahead, a copy
+elsewhere, and a kill.
 
 All of it at once takes a minute, so it runs only where SELFKD_LONG is set.
 """
@@ -33,8 +34,8 @@ def test_all_of_it_at_once_survives_a_kill(tmp_path):
     world = tiny_world(folder, prompts=32, rounds=3)
     arguments = [
         "run", "run.yaml", "--name", "all", *world.overrides, "engine.replicas=2",
-        "cluster.sampler_cpus=0.5", "cluster.trainer_workers=2", "engine.overlap=true",
-        f"storage=file://{storage}",
+        "cluster.sampler_cpus=0.5", "cluster.trainer_workers=2", "cluster.trainer_fsdp=true",
+        "engine.overlap=true", f"storage=file://{storage}",
     ]  # fmt: skip
     run = folder / "runs" / "all"
     killed = Driver(folder, *arguments)

@@ -254,3 +254,23 @@ def test_tensors_that_do_not_fit_are_named():
     ):
         with pytest.raises(UsageError, match=words):
             fused_linear_divergence(*tensors)
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="nothing is compiled here")
+def test_long_sums_are_as_exact_as_torchs() -> None:
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(64, 2048, generator=draw)
+    head = torch.randn(500, 2048, generator=draw) * 2 / 2048**0.5
+    teacher = hidden + 0.05 * torch.randn(64, 2048, generator=draw)  # so close that errors show
+
+    def gradient(dtype: torch.dtype, backend: str) -> torch.Tensor:
+        student = hidden.to(dtype).requires_grad_()
+        given = student, head.to(dtype), teacher.to(dtype), head.to(dtype)
+        loss = fused_linear_divergence(*given, backend=backend).loss
+        return torch.autograd.grad(loss, student)[0].double()
+
+    exact = gradient(torch.float64, "reference")
+    ours, torchs = (
+        float((gradient(torch.float32, b) - exact).norm() / exact.norm()) for b in ("cpu", "torch")
+    )
+    assert ours < 1.5 * torchs < 3e-5

@@ -40,19 +40,36 @@ struct Tile {
   bool add, stream;
 };
 
+// Longest sum in one go, in lanes: of float32 a longer one is added up from parts, as its rounding
+// grows with its length. What bfloat16 loses is in the factors.
+template <class E>
+constexpr int64_t PART = sizeof(E) == 4 ? 96 : INT64_MAX;
+
 template <class E, int ROWS>
 inline void micro(const Tile &t, int64_t lanes, const uint32_t *panel) {
   __m512 sum[ROWS][NV];
-  for (int i = 0; i < ROWS; i++)
-    for (int j = 0; j < NV; j++) sum[i][j] = _mm512_setzero_ps();
+  alignas(64) float before[ROWS][WIDTH];
   const uint32_t *a = t.a;
-  for (int64_t k = 0; k < lanes; k++, a += t.step, panel += WIDTH) {
-    __m512 b[NV];
-    for (int j = 0; j < NV; j++) b[j] = _mm512_load_ps((const float *)panel + 16 * j);
-    for (int i = 0; i < ROWS; i++) {
-      __m512i broadcast = _mm512_set1_epi32((int)a[i * t.row]);
-      for (int j = 0; j < NV; j++) sum[i][j] = multiply_add<E>(sum[i][j], broadcast, b[j]);
+  for (int64_t done = 0; done < lanes; done += PART<E>) {
+    for (int i = 0; i < ROWS; i++)
+      for (int j = 0; j < NV; j++) {
+        if (done) _mm512_store_ps(before[i] + 16 * j, sum[i][j]);
+        sum[i][j] = _mm512_setzero_ps();
+      }
+    int64_t part = std::min(lanes - done, PART<E>);
+    for (int64_t k = 0; k < part; k++, a += t.step, panel += WIDTH) {
+      __m512 b[NV];
+      for (int j = 0; j < NV; j++) b[j] = _mm512_load_ps((const float *)panel + 16 * j);
+      for (int i = 0; i < ROWS; i++) {
+        __m512i broadcast = _mm512_set1_epi32((int)a[i * t.row]);
+        for (int j = 0; j < NV; j++) sum[i][j] = multiply_add<E>(sum[i][j], broadcast, b[j]);
+      }
     }
+    if (done)
+      for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < NV; j++)
+          sum[i][j] = _mm512_add_ps(sum[i][j], _mm512_load_ps(before[i] + 16 * j));
+    if (lanes - done <= PART<E>) break;
   }
   for (int i = 0; i < ROWS; i++)
     for (int j = 0; j < NV; j++) {
