@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from selfkd.alarmconfig import AlarmConfig
 from selfkd.controls import ControlOptions
@@ -115,6 +122,16 @@ class Config(Options):
     @classmethod
     def _one_tracker(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("cluster")
+    @classmethod
+    def _all_weights(cls, value: ClusterConfig, info: ValidationInfo) -> ClusterConfig:
+        train = info.data.get("train")
+        if value.trainer_fsdp and train and train.lora_rank:
+            raise ValueError(
+                "trainer_fsdp is for all weights, and train.lora_rank is set: drop one"
+            )
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from selfkd.options import Options
 from selfkd.sampling.sync import SyncName
@@ -83,3 +83,10 @@ class ClusterConfig(Options):
     """CPUs that each judge process reserves; with some they spread over the cluster's nodes."""
     timeout: float = Field(120.0, gt=0)
     """Longest wait for the cluster to place a process, seconds."""
+
+    @field_validator("trainer_fsdp")
+    @classmethod
+    def _among_several(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("trainer_workers") == 1:
+            raise ValueError("one worker has nobody to share with: raise cluster.trainer_workers")
+        return value

@@ -110,21 +110,14 @@ class Trainers:
             )
 
     def _refuse_fsdp(self, job: TrainJob) -> None:
-        what, remedy = "", "set it to false"
-        if self._workers == 1:
-            what, remedy = "one worker", "raise cluster.trainer_workers, or set it to false"
-        elif job.objective != "sft":
-            what = f"a training of objective {job.objective}"
-        elif job.options.lora_rank:
-            what, remedy = "a training with LoRA", "set it to false: what LoRA trains is small"
-        elif job.stretch:
-            what = "a training that is cut by weight syncs"
-        if what:
-            raise UsageError(
-                f"{what} cannot have its weights in parts",
-                where="cluster.trainer_fsdp",
-                remedy=remedy,
-            )
+        if job.objective == "sft" and not job.stretch:
+            return
+        cut = " that is cut by weight syncs" if job.stretch else ""
+        raise UsageError(
+            f"a training of objective {job.objective}{cut} cannot have its weights in parts",
+            where="cluster.trainer_fsdp",
+            remedy="set it to false",
+        )
 
     def _call(
         self,

@@ -144,6 +144,16 @@ def test_a_wrong_override_is_named(tmp_path):
         load(write(tmp_path), ["rounds"])
 
 
+def test_weights_in_parts_are_refused_where_they_cannot_be():
+    with pytest.raises(UsageError, match="one worker has nobody to share with") as told:
+        load(LOOPS / "rest_em.yaml", ["cluster.trainer_fsdp=true"])
+    assert told.value.where == "override 'cluster.trainer_fsdp=true'"
+    parts = ["cluster.trainer_workers=2", "cluster.trainer_fsdp=true"]
+    assert load(LOOPS / "rest_em.yaml", parts).config.cluster.trainer_fsdp
+    with pytest.raises(UsageError, match=r"is for all weights, and train\.lora_rank is set"):
+        load(LOOPS / "rest_em.yaml", [*parts, "train.lora_rank=4"])
+
+
 def test_gate_off_survives_yaml(tmp_path):
     assert load(write(tmp_path, BASE + "gate: {mode: off}\n")).config.gate.mode == "off"
 

@@ -178,19 +178,6 @@ def test_a_trainer_that_does_not_fit_is_not_waited_for_long(
     assert "of 2 CPU free" in caught.value.remedy
 
 
-@pytest.mark.parametrize(
-    ("workers", "options", "why"),
-    [(1, {}, "one worker"), (2, {"lora_rank": 4}, "a training with LoRA")],
-)
-def test_what_cannot_be_trained_in_parts_is_refused(
-    cluster: Cluster, tiny_model: Path, tmp_path: Path, workers: int, options: Any, why: str
-) -> None:
-    task = replace(job(tmp_path, tiny_model, examples(), **options), fsdp=True)
-    trainers = Trainers(cluster, ONE_CPU, workers=workers, check=lambda: None)
-    with pytest.raises(UsageError, match=f"{why} cannot have its weights in parts"):
-        trainers.train(task, lambda row: None)
-
-
 def test_batches_that_workers_cannot_share_are_refused(
     cluster: Cluster, tiny_model: Path, tmp_path: Path
 ) -> None:
