@@ -32,7 +32,8 @@ def trim_memory() -> None:
     """Return what this process has freed to the system.
 
     The C library keeps it: gigabytes after a training on CPU, and the holes that updates of weights
-    leave, which every update may make more of.
+    leave, which every update may make more of. Whoever needs as much again soon waits for pages to
+    be cleared.
     """
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 
 from selfkd.errors import DataError, Diverged
-from selfkd.hardware import compute_dtype, trim_memory
+from selfkd.hardware import available_gib, compute_dtype, memory_gib, trim_memory
 from selfkd.kernels import pages
 from selfkd.models import check_model_dir
 from selfkd.records import Example, read_rows
@@ -24,6 +24,9 @@ from selfkd.training.checkpoints import gathered, load, load_part, save
 from selfkd.training.probe import UNKNOWN, Distances, Yardstick
 from selfkd.training.rounding import RoundedSteps, round_to_bfloat16
 from selfkd.training.state import continue_training, save_state
+
+SCARCE = 0.25
+"""Share of the machine's memory below which what is free is scarce."""
 
 
 class Workbench:
@@ -212,25 +215,25 @@ def _canary(
     long = tuple(itertools.islice(cycle, limit))
     first = len(examples[0].prompt_tokens) + len(examples[0].completion_tokens)
     model.eval()
-    pairs = []
-    for tokens in (long[:first], long):
-        ids = torch.tensor([tokens], device=model.device)
-        log_probs = model(ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-        picked = log_probs.gather(1, ids[0, 1:, None]).squeeze(1)
-        if not torch.isfinite(picked).all():
-            raise Diverged(
-                "the trained policy gives log-probabilities that are not finite",
-                where="train",
-                remedy="lower train.learning_rate",
-            )
-        pairs.append((tokens, (0.0, *picked.tolist())))
-    return tuple(pairs)
+    ids = torch.tensor([long], device=model.device)
+    log_probs = model(ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+    picked = log_probs.gather(1, ids[0, 1:, None]).squeeze(1)
+    if not torch.isfinite(picked).all():
+        raise Diverged(
+            "the trained policy gives log-probabilities that are not finite",
+            where="train",
+            remedy="lower train.learning_rate",
+        )
+    scored = (0.0, *picked.tolist())
+    return tuple((long[:count], scored[:count]) for count in (first, len(long)))
 
 
 def _give_back_memory() -> None:
-    """Return what the training used to the system, for the sampler."""
+    """Free what the training used; back to the system where the machine is short of memory, else
+    for the next training, which would have to have it cleared again."""
     gc.collect()
-    pages.release()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    trim_memory()
+    if available_gib() < SCARCE * memory_gib():
+        pages.release()
+        trim_memory()
