@@ -11,7 +11,6 @@ more, and timed until that round's first sample is asked for.
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from selfkd import SFT, LoopOptions, Run, at_most, correct, finished, loop, unique
+from selfkd.hardware import resident_gib
 from selfkd.sampling.base import Answer, Completion, Work
 from selfkd.training.base import TrainJob, TrainReport
 
@@ -228,20 +228,14 @@ class Memory(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.start_mib = self.peak = resident_mib()
+        self.start_mib = self.peak = resident_gib() * 1024
         self.start()
 
     def run(self) -> None:
         """Look twenty times a second."""
         while True:
-            self.peak = max(self.peak, resident_mib())
+            self.peak = max(self.peak, resident_gib() * 1024)
             time.sleep(0.05)
-
-
-def resident_mib() -> float:
-    """Resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
 
 
 def one(folder: Path, samples: int, rounds: int) -> dict[str, Any]:

@@ -28,6 +28,15 @@ def available_gib() -> float:
     return min(_meminfo("MemAvailable"), memory_gib())
 
 
+def resident_gib() -> float:
+    """Memory that this process holds now, GiB; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * os.sysconf("SC_PAGESIZE") / GIB
+
+
 def trim_memory() -> None:
     """Return what this process has freed to the system.
 

@@ -361,16 +361,18 @@ def test_want_of_memory_is_told_with_what_to_do(tiny_model: Path, tmp_path: Path
     assert not list(Path(task.out_dir).iterdir())
 
 
-def test_memory_goes_back_to_the_system_only_where_that_is_short_of_it(
+def test_memory_goes_back_to_the_system_only_where_it_is_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given_back = Mock()
     monkeypatch.setattr(bench, "memory_gib", lambda: 8.0)
     monkeypatch.setattr(bench, "trim_memory", given_back.c_library)
     monkeypatch.setattr(bench.pages, "release", given_back.kernels)
-    for free, calls in ((2.1, 0), (1.9, 1)):
+    trains = bench.Workbench()
+    for free, held, calls in ((2.1, 1.0, 0), (1.9, 1.0, 1), (2.1, 1.2, 1), (2.1, 1.3, 2)):
         monkeypatch.setattr(bench, "available_gib", lambda free=free: free)
-        bench._give_back_memory()
+        monkeypatch.setattr(bench, "resident_gib", lambda held=held: held)
+        trains._free_memory()
         assert given_back.c_library.call_count == given_back.kernels.call_count == calls
 
 

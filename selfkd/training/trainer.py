@@ -13,7 +13,13 @@ import pyarrow.parquet as pq
 import torch
 
 from selfkd.errors import DataError, Diverged
-from selfkd.hardware import available_gib, compute_dtype, memory_gib, trim_memory
+from selfkd.hardware import (
+    available_gib,
+    compute_dtype,
+    memory_gib,
+    resident_gib,
+    trim_memory,
+)
 from selfkd.kernels import pages
 from selfkd.models import check_model_dir
 from selfkd.records import Example, read_rows
@@ -27,6 +33,8 @@ from selfkd.training.state import continue_training, save_state
 
 SCARCE = 0.25
 """Share of the machine's memory below which what is free is scarce."""
+GROWN = 1.25
+"""How much more than after its first training a process may hold: freed blocks have holes."""
 
 
 class Workbench:
@@ -40,6 +48,8 @@ class Workbench:
     def __init__(self) -> None:
         self._kept: _Kept | None = None
         """The model that was saved last: the next training often starts from it."""
+        self._usual = 0.0
+        """Memory that this process held after its first training, GiB."""
 
     def train(self, job: TrainJob) -> TrainReport:
         """Train as `job` says; see `LocalTrainer.train` in `actor.py`."""
@@ -96,7 +106,7 @@ class Workbench:
                 self._kept = _Kept(_identity(whole), model, buffers, tokenizer)
         report = _report(trainer, examples, started, step_seconds, canary, moved)
         del trainer, model
-        _give_back_memory()
+        self._free_memory()
         return report
 
     def _start(self, job: TrainJob) -> tuple[Any, Any]:
@@ -119,7 +129,19 @@ class Workbench:
     def merge(self, adapter: str, start: str, out: str) -> None:
         """Write the model that a stored adapter makes of its start to the new directory `out`."""
         merge(Path(adapter), Path(start), Path(out))
-        _give_back_memory()
+        self._free_memory()
+
+    def _free_memory(self) -> None:
+        """Free what a training used: for the next one, which would have to have it cleared again,
+        or back to the system where that is short of it or this process holds ever more."""
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        held = resident_gib()
+        self._usual = self._usual or held
+        if available_gib() < SCARCE * memory_gib() or held > GROWN * self._usual:
+            pages.release()
+            trim_memory()
 
 
 def _yardstick(model: Any, job: TrainJob) -> Yardstick | None:
@@ -226,14 +248,3 @@ def _canary(
         )
     scored = (0.0, *picked.tolist())
     return tuple((long[:count], scored[:count]) for count in (first, len(long)))
-
-
-def _give_back_memory() -> None:
-    """Free what the training used; back to the system where the machine is short of memory, else
-    for the next training, which would have to have it cleared again."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if available_gib() < SCARCE * memory_gib():
-        pages.release()
-        trim_memory()
