@@ -22,7 +22,7 @@ from selfkd.errors import DataError, UsageError
 from selfkd.ledger import Ledger, disk_error, file_sha256, policy_dir, write_atomically
 from selfkd.locks import RunLock
 from selfkd.retention import is_pruned, leftovers
-from selfkd.rundir import STATES
+from selfkd.rundir import STATES, unreadable
 
 
 class Place(NamedTuple):
@@ -207,7 +207,7 @@ def _unreadable(path: Path) -> str:
     try:
         pq.read_table(path, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:
-        return f"not readable ({str(error).partition(chr(10))[0]})"
+        return unreadable(error)
     return ""
 
 

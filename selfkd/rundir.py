@@ -98,6 +98,11 @@ class StepRecord:
         return read_json(self.path / "step.json")["args"]
 
 
+def unreadable(error: Exception) -> str:
+    """What is wrong with a file that Arrow could not read, in a line."""
+    return f"not readable ({str(error).partition(chr(10))[0]})"
+
+
 def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     """Columns of one Parquet file. Raises DataError that names the file if it is damaged."""
     try:
@@ -106,7 +111,7 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     except FileNotFoundError as error:
         raise broken(path, "recorded in the manifest but missing") from error
     except (OSError, pa.ArrowException) as error:
-        raise broken(path, f"not readable ({str(error).partition(chr(10))[0]})") from error
+        raise broken(path, unreadable(error)) from error
     if missing := set(columns) - set(table.column_names):
         raise broken(path, f"it has no column {', '.join(sorted(missing))}")
     return table.select(list(columns))

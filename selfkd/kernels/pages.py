@@ -42,12 +42,12 @@ def release() -> None:
 
 def _waiting_block(size: int) -> mmap.mmap | None:
     """The smallest that is large enough, and not twice as large."""
-    fitting = [block for block in list(_waiting) if size <= len(block) < 2 * max(size, STEP)]
-    for block in sorted(fitting, key=len):
-        with suppress(ValueError):  # another thread took it
-            _waiting.remove(block)
-            return block
-    return None
+    fitting = [block for block in _waiting if size <= len(block) < 2 * max(size, STEP)]
+    if not fitting:
+        return None
+    block = min(fitting, key=len)
+    _waiting.remove(block)
+    return block
 
 
 def _new_block(size: int) -> mmap.mmap:
@@ -59,5 +59,5 @@ def _new_block(size: int) -> mmap.mmap:
 
 def _keep(memory: mmap.mmap) -> None:
     _waiting.append(memory)
-    while _waiting and sum(map(len, list(_waiting))) > KEPT:
+    while _waiting and sum(map(len, _waiting)) > KEPT:
         _waiting.pop(0)

@@ -17,7 +17,7 @@ from selfkd.records import Example
 from selfkd.training.base import TrainJob
 from selfkd.training.collator import IGNORED, Collator
 from selfkd.training.hidden import check_head, hidden_states, output_head
-from selfkd.training.recall import Row
+from selfkd.training.recall import Row, length, seen_by_teacher
 from selfkd.training.rounding import Rounding
 from selfkd.training.sft import WeightedSFTTrainer, arguments, padding_token
 from selfkd.training.teachers import Ema, Live, Served, Teacher, ask_once
@@ -41,26 +41,16 @@ class DistilCollator:
         """
         batch = self._collate(rows)
         mask = batch["mask"] = batch["labels"][:, 1:] != IGNORED
-        weights = [w for row in rows for w in row["token_weights"] or [1.0] * _length(row)]
+        weights = [w for row in rows for w in row["token_weights"] or [1.0] * length(row)]
         given = torch.tensor(weights, dtype=torch.float32)
         batch["token_weights"] = mask.float().masked_scatter(mask, given)
         batch["rows"] = torch.tensor([row["row"] for row in rows])
         if any(row["teacher_prompt"] for row in rows):
-            seen = self._collate([_seen_by_teacher(row) for row in rows])
+            seen = self._collate([seen_by_teacher(row) for row in rows])
             seen["mask"] = seen["labels"][:, 1:] != IGNORED
             names = ("input_ids", "attention_mask", "mask")
             batch |= {f"teacher_{name}": seen[name] for name in names}
         return batch
-
-
-def _length(row: Row) -> int:
-    return len(row["input_ids"]) - row["prompt_length"]
-
-
-def _seen_by_teacher(row: Row) -> Row:
-    prompt = row["teacher_prompt"] or row["input_ids"][: row["prompt_length"]]
-    ids = [*prompt, *row["input_ids"][row["prompt_length"] :]]
-    return row | {"input_ids": ids, "prompt_length": len(prompt)}
 
 
 class DistilTrainer(WeightedSFTTrainer):

@@ -4,20 +4,19 @@ A training leaves a file with what it had to ask for, in the folder of its step;
 read it. H: hidden size.
 """
 
-import hashlib
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from selfkd.ledger import broken, sync_directory
-from selfkd.records import TEACHER_STATES
+from selfkd.records import TEACHER_STATES, content_hash
+from selfkd.rundir import unreadable
 
 Row = dict[str, Any]
 
@@ -25,12 +24,22 @@ GROUP = 2**25
 """Bytes of states that are written, and read, at a time."""
 
 
+def length(row: Row) -> int:
+    """Tokens of a row's completion."""
+    return len(row["input_ids"]) - row["prompt_length"]
+
+
+def seen_by_teacher(row: Row) -> Row:
+    """The row with the teacher's prompt, where it has another one."""
+    prompt = row["teacher_prompt"] or row["input_ids"][: row["prompt_length"]]
+    ids = [*prompt, *row["input_ids"][row["prompt_length"] :]]
+    return row | {"input_ids": ids, "prompt_length": len(prompt)}
+
+
 def key(row: Row) -> str:
     """What a teacher is asked about: its prompt, and the completion that follows it."""
-    prompt = row["teacher_prompt"] or row["input_ids"][: row["prompt_length"]]
-    completion = row["input_ids"][row["prompt_length"] :]
-    tokens = np.array([len(prompt), *prompt, *completion], dtype=np.int64)
-    return hashlib.sha256(tokens.tobytes()).hexdigest()[:32]
+    seen = seen_by_teacher(row)
+    return content_hash([seen["prompt_length"], seen["input_ids"]])
 
 
 def recall(
@@ -54,25 +63,23 @@ def recall(
                         raw = bytearray(value.as_buffer())
                         yield name, torch.frombuffer(raw, dtype=dtype).view(-1, width)
     except (OSError, pa.ArrowException) as error:
-        raise broken(path, f"not readable ({str(error).partition(chr(10))[0]})") from error
+        raise broken(path, unreadable(error)) from error
 
 
 def leave(path: Path, found: Mapping[str, Tensor], dtype: torch.dtype, width: int) -> None:
     """Write states [tokens, H] by key, whole or not at all."""
     schema = TEACHER_STATES.with_metadata(_metadata(dtype, width))
-    temporary = path.with_name(f".tmp-{path.name}")
-    row = max(states.nbytes for states in found.values())
-    per_group = max(1, GROUP // row)
+    per_group = max(1, GROUP // max(states.nbytes for states in found.values()))
     items = list(found.items())
     options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    temporary = path.with_name(f".tmp-{path.name}")
     with temporary.open("wb") as sink:
         with pq.ParquetWriter(sink, schema, **options) as writer:
             for at in range(0, len(items), per_group):
                 keys, states = zip(*items[at : at + per_group], strict=True)
                 raw = [s.contiguous().view(torch.uint8).numpy().tobytes() for s in states]
-                writer.write_table(
-                    pa.table([pa.array(keys), pa.array(raw, pa.large_binary())], schema=schema)
-                )
+                columns = [pa.array(keys), pa.array(raw, pa.large_binary())]
+                writer.write_table(pa.table(columns, schema=schema))
         sink.flush()
         os.fsync(sink.fileno())
     temporary.replace(path)

@@ -25,7 +25,7 @@ from selfkd.training.base import StatesFiles, TrainJob
 from selfkd.training.checkpoints import load
 from selfkd.training.hidden import Head, check_head, hidden_states, output_head
 from selfkd.training.parameters import show, trained
-from selfkd.training.recall import Row, key, leave, recall
+from selfkd.training.recall import Row, key, leave, length, recall
 from selfkd.training.rounding import Rounding
 
 Batch = dict[str, Any]
@@ -180,7 +180,7 @@ def answers(
     `folder`. What is `kept` is not asked for, and what is asked for is kept then."""
     keys = [key(row) for row in rows]
     different = dict(zip(keys, rows, strict=True))
-    lengths = {k: len(r["input_ids"]) - r["prompt_length"] for k, r in different.items()}
+    lengths = {k: length(row) for k, row in different.items()}
     ends = torch.tensor(list(lengths.values())).cumsum(0).tolist()
     places = {k: slice(end - lengths[k], end) for k, end in zip(lengths, ends, strict=True)}
     width = output_head(model).weight_VH.shape[1]

@@ -49,7 +49,7 @@ class Workbench:
         self._kept: _Kept | None = None
         """The model that was saved last: the next training often starts from it."""
         self._usual = 0.0
-        """Memory that this process held after its first training, GiB."""
+        """Memory that this process held after its first work, GiB."""
 
     def train(self, job: TrainJob) -> TrainReport:
         """Train as `job` says; see `LocalTrainer.train` in `actor.py`."""
