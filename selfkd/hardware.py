@@ -8,6 +8,13 @@ from pathlib import Path
 
 GIB = 2**30
 
+CGROUP = Path("/sys/fs/cgroup")
+CGROUP_MEMORY = (
+    ("", "memory.max", "memory.current", ""),
+    ("memory/", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+)
+"""Where version 2 and version 1 tell the limit of memory, and what is used of it."""
+
 
 def cores() -> int:
     """CPU cores this process may use: its affinity, or a cgroup's quota if that is less."""
@@ -18,14 +25,12 @@ def cores() -> int:
 
 def memory_gib() -> float:
     """Memory this process may use in all, GiB: the machine's, or a cgroup's limit if less."""
-    total = _meminfo("MemTotal")
-    limits = [_read(p) for p in ("memory.max", "memory/memory.limit_in_bytes")]
-    return min([total, *(int(v) / GIB for v in limits if v.isdigit() and int(v) < 2**60)])
+    return min([_meminfo("MemTotal"), *(limit for limit, _ in _cgroup_memory())])
 
 
 def available_gib() -> float:
-    """Memory that is free now, GiB."""
-    return min(_meminfo("MemAvailable"), memory_gib())
+    """Memory that is free now, GiB: on the machine, or within a cgroup's limit if less."""
+    return min([_meminfo("MemAvailable"), *(free for _, free in _cgroup_memory())])
 
 
 def resident_gib() -> float:
@@ -71,13 +76,28 @@ def installed(package: str) -> bool:
     return found is not None and found.origin is not None
 
 
-@cache
+def prefers_onednn() -> bool:
+    """Whether oneDNN multiplies float32 faster than MKL here, and rounds nothing on the way.
+
+    On AMD's processors MKL leaves AVX-512 alone. Those with AMX, which oneDNN may round for, are
+    Intel's.
+    """
+    flags = _cpu_flags()
+    return "AuthenticAMD" in _cpu("vendor_id") and "avx512f" in flags and "amx_bf16" not in flags
+
+
 def _cpu_flags() -> frozenset[str]:
+    return frozenset(_cpu("flags").split())
+
+
+@cache
+def _cpu(key: str) -> str:
+    """What the system says of the first core."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return frozenset()
-    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+        return ""
+    return next((line.partition(":")[2] for line in lines if line.startswith(key)), "")
 
 
 def _meminfo(key: str) -> float:
@@ -88,6 +108,19 @@ def _meminfo(key: str) -> float:
     return next(int(line.split()[1]) / 2**20 for line in lines if line.startswith(key + ":"))
 
 
+def _cgroup_memory() -> list[tuple[float, float]]:
+    """The limit of a cgroup, if there is one, and what is free within it, GiB."""
+    found = []
+    for folder, limit, used, kind in CGROUP_MEMORY:
+        most, taken = _read(folder + limit), _read(folder + used)
+        if most.isdigit() and taken.isdigit() and int(most) < 2**60:
+            stat = dict(line.split() for line in _read(folder + "memory.stat").splitlines())
+            # Copies of files, which make room for whoever wants it.
+            copies = sum(int(stat.get(f"{kind}{s}_file", 0)) for s in ("active", "inactive"))
+            found.append((int(most) / GIB, (int(most) - int(taken) + copies) / GIB))
+    return found
+
+
 def _cpu_quota() -> float | None:
     quota, _, period = _read("cpu.max").partition(" ")
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
@@ -95,6 +128,6 @@ def _cpu_quota() -> float | None:
 
 def _read(name: str) -> str:
     try:
-        return (Path("/sys/fs/cgroup") / name).read_text().strip()
+        return (CGROUP / name).read_text().strip()
     except OSError:
         return ""

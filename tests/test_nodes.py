@@ -84,11 +84,11 @@ class Watched(LocalTrainer):
         start = bench._start
 
         def watched(job: Any) -> Any:
-            model, tokenizer = start(job)
+            model = start(job)
             parameters = list(model.parameters())
             held = sum(getattr(p, "_local_tensor", p).numel() for p in parameters)
             self.share = held / sum(p.numel() for p in parameters)
-            return model, tokenizer
+            return model
 
         bench._start = watched
         return super()._train(job)

@@ -369,11 +369,29 @@ def test_memory_goes_back_to_the_system_only_where_it_is_needed(
     monkeypatch.setattr(bench, "trim_memory", given_back.c_library)
     monkeypatch.setattr(bench.pages, "release", given_back.kernels)
     trains = bench.Workbench()
-    for free, held, calls in ((2.1, 1.0, 0), (1.9, 1.0, 1), (2.1, 1.2, 1), (2.1, 1.3, 2)):
+    for free, held, calls in ((2.1, 1.0, 0), (1.9, 1.0, 1), (2.1, 1.4, 1), (2.1, 1.6, 2)):
         monkeypatch.setattr(bench, "available_gib", lambda free=free: free)
         monkeypatch.setattr(bench, "resident_gib", lambda held=held: held)
         trains._free_memory()
         assert given_back.c_library.call_count == given_back.kernels.call_count == calls
+
+
+def test_a_tokenizer_is_read_again_only_when_its_files_change(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Mock(wraps=AutoTokenizer.from_pretrained)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", read)
+    trainer = LocalTrainer()
+    first = job(tmp_path / "1", tiny_model, examples())
+    trainer.train(first)
+    trainer.train(job(tmp_path / "2", Path(first.out_dir), examples()))
+    assert read.call_count == 1
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    told = json.loads((other / "tokenizer_config.json").read_text())
+    (other / "tokenizer_config.json").write_text(json.dumps({**told, "model_max_length": 99}))
+    trainer.train(job(tmp_path / "3", other, examples()))
+    assert read.call_count == 2
 
 
 def test_a_killed_trainer_is_told_as_want_of_memory_and_not_started_again(

@@ -118,7 +118,8 @@ class SamplerActor(Receiver):
     def load(self, policy: str, path: str, canary: Canary) -> None:
         """Hold the weights of `policy` from now on.
 
-        The canary is scored first, so that a prefix cache that outlives its weights shows later.
+        What `canary` compares with the cache is scored first, so that a prefix cache that outlives
+        its weights shows later.
         """
 
         def load(engine: Engine) -> None:
@@ -135,7 +136,7 @@ class SamplerActor(Receiver):
 
     def _score(self, engine: Engine, canary: Canary) -> None:
         if engine.policy:  # else it sleeps, and has no caches
-            engine.logprobs(self._sequences(canary))
+            engine.logprobs([max(self._sequences(canary), key=len)])
 
     def policy(self) -> str:
         """The policy whose weights are held."""

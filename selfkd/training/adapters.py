@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.training.base import TrainJob
-from selfkd.training.checkpoints import file_errors, load, save
+from selfkd.training.checkpoints import file_errors, load, save, tokenizer_files
 from selfkd.training.rounding import round_to_bfloat16
-
-TOKENIZER = ("tokenizer", "chat_template", "special_tokens", "vocab", "merges")
-"""How the names of a tokenizer's files begin."""
 
 MERGE = "merge.json"
 """{"dtype", "seed"}: how the merged weights are rounded, so that merging again gives the same."""
@@ -21,9 +18,8 @@ def save_adapter(model: Any, job: TrainJob, dtype: str) -> None:
     out = Path(job.out_dir)
     with file_errors():
         model.save_pretrained(out)
-    for file in Path(job.start_path).iterdir():
-        if file.name.startswith(TOKENIZER):
-            shutil.copy(file, out / file.name)
+    for file in tokenizer_files(job.start_path):
+        shutil.copy(file, out / file.name)
     (out / MERGE).write_text(json.dumps({"dtype": dtype, "seed": job.seed}) + "\n")
 
 

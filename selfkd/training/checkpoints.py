@@ -14,6 +14,8 @@ import torch
 COPIED = (".json", ".jinja", ".model", ".txt")
 """Endings of what a model directory holds beside weights: tokenizer, templates, generation config.
 Anything else, such as pickled weights, stays behind."""
+TOKENIZER = ("tokenizer", "chat_template", "special_tokens", "added_tokens", "vocab", "merges")
+"""How the names of a tokenizer's files begin."""
 
 
 def load(path: str | Path) -> Any:
@@ -53,6 +55,11 @@ def gathered(model: Any, start: Path) -> Any:
     whole = load(start)
     whole.load_state_dict(weights)
     return whole
+
+
+def tokenizer_files(path: str | Path) -> list[Path]:
+    """The files of a model directory that make its tokenizer."""
+    return sorted(f for f in Path(path).iterdir() if f.name.startswith(TOKENIZER))
 
 
 @contextlib.contextmanager

@@ -57,12 +57,14 @@ class Yardstick:
     def __init__(self, start: Callable[[], Any], probe: Probe) -> None:
         """`start` gives the model that is to be trained, as it starts, if it has to be asked."""
         self._probe = probe
-        self._key = content_hash([[t.prompt_tokens, t.completion_tokens] for t in probe.texts])
+        # Side by side, texts of one length need no filling up.
+        self._texts = sorted(probe.texts, key=lambda t: len(t.prompt_tokens + t.completion_tokens))
+        self._key = content_hash([[t.prompt_tokens, t.completion_tokens] for t in self._texts])
         self._known: dict[str, Tensor] = {}
         if probe.previous:
             self._known = _read(Path(probe.previous), self._key)
         if not self._known and probe.from_base and probe.texts:
-            ids, said = _likeliest(start(), probe.texts)
+            ids, said = _likeliest(start(), self._texts)
             self._known = {"ids": ids, "base": said}
             if not probe.previous:
                 self._known["policy"] = said
@@ -71,7 +73,7 @@ class Yardstick:
         """Distances of a trained model, whose own record is written for the next training."""
         if not self._known:
             return UNKNOWN
-        said = _look(model, self._probe.texts, self._known["ids"])
+        said = _look(model, self._texts, self._known["ids"])
         record = {"ids": self._known["ids"], "base": self._known["base"], "policy": said}
         with file_errors():
             save_file(record, self._probe.out, {"texts": self._key})

@@ -21,20 +21,23 @@ from selfkd.hardware import (
     trim_memory,
 )
 from selfkd.kernels import pages
+from selfkd.ledger import file_sha256
 from selfkd.models import check_model_dir
 from selfkd.records import Example, read_rows
 from selfkd.training.adapters import merge, save_adapter
 from selfkd.training.attention import suited_attention
 from selfkd.training.base import CANARY_TOKENS, TrainJob, TrainReport
-from selfkd.training.checkpoints import gathered, load, load_part, save
+from selfkd.training.checkpoints import gathered, load, load_part, save, tokenizer_files
 from selfkd.training.probe import UNKNOWN, Distances, Yardstick
+from selfkd.training.products import suited_products
 from selfkd.training.rounding import RoundedSteps, round_to_bfloat16
 from selfkd.training.state import continue_training, save_state
 
 SCARCE = 0.25
 """Share of the machine's memory below which what is free is scarce."""
-GROWN = 1.25
-"""How much more than after its first training a process may hold: freed blocks have holes."""
+GROWN = 1.5
+"""How much more than after its first training a process may hold: freed blocks have holes, and of
+trainings of one size it comes to hold 1.3 to 1.6 times as much."""
 
 
 class Workbench:
@@ -48,9 +51,12 @@ class Workbench:
     def __init__(self) -> None:
         self._kept: _Kept | None = None
         """The model that was saved last: the next training often starts from it."""
+        self._tokenizer: tuple[Any, Any] = (None, None)
+        """The last one, after the content of its files."""
         self._usual = 0.0
         """Memory that this process held after its first work, GiB."""
 
+    @suited_products()
     def train(self, job: TrainJob) -> TrainReport:
         """Train as `job` says; see `LocalTrainer.train` in `actor.py`."""
         from transformers import set_seed
@@ -61,8 +67,8 @@ class Workbench:
             raise DataError("there is no example to train on", where=job.example_files[0])
         check_model_dir(Path(job.start_path))
         set_seed(job.seed)
-        model, tokenizer = self._start(job)
-        trainer = _make_trainer(model, tokenizer, examples, job)
+        model = self._start(job)
+        trainer = _make_trainer(model, self._read_tokenizer(job.start_path), examples, job)
         trainer.grad_norm_limit = job.options.grad_norm_limit
         if compute_dtype(job.options.dtype) == "bfloat16":
             trainer.add_callback(RoundedSteps(trainer.model, job.rounding_seed))
@@ -103,28 +109,33 @@ class Workbench:
             if not (job.fsdp or torch.cuda.is_available()):  # there TRL leaves its marks on a model
                 # Accelerate's mark: a model that has it would not be given autocast again.
                 model.__dict__.pop("_is_accelerate_prepared", None)
-                self._kept = _Kept(_identity(whole), model, buffers, tokenizer)
+                self._kept = _Kept(_identity(whole), model, buffers)
         report = _report(trainer, examples, started, step_seconds, canary, moved)
         del trainer, model
         self._free_memory()
         return report
 
-    def _start(self, job: TrainJob) -> tuple[Any, Any]:
-        """The model to train, in float32, and its tokenizer: those in memory if they are what is
-        stored there."""
-        from transformers import AutoTokenizer
-
+    def _start(self, job: TrainJob) -> Any:
+        """The model to train, in float32: that in memory if it is what is stored there."""
         kept, self._kept = self._kept, None
         if job.fsdp:
-            model = load_part(job.start_path, compute_dtype(job.options.dtype))
-            return model, AutoTokenizer.from_pretrained(job.start_path)
+            return load_part(job.start_path, compute_dtype(job.options.dtype))
         if kept and kept.identity == _identity(job.start_path):
             model = kept.model.float().requires_grad_(True)
             for name, buffer in model.named_buffers():
                 buffer.copy_(kept.buffers[name])
-            return _with_adapter(model, job), kept.tokenizer
+            return _with_adapter(model, job)
         del kept
-        return _load(job), AutoTokenizer.from_pretrained(job.start_path)
+        return _load(job)
+
+    def _read_tokenizer(self, path: str) -> Any:
+        """Of a model directory; policies of a run have the same one."""
+        from transformers import AutoTokenizer
+
+        content = [(f.name, file_sha256(f)) for f in tokenizer_files(path)]
+        if self._tokenizer[0] != content:
+            self._tokenizer = content, AutoTokenizer.from_pretrained(path)
+        return self._tokenizer[1]
 
     def merge(self, adapter: str, start: str, out: str) -> None:
         """Write the model that a stored adapter makes of its start to the new directory `out`."""
@@ -155,13 +166,11 @@ Identity = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A model in memory, and the files that hold the same weights beside the same tokenizer."""
+    """A model in memory, and the files that hold the same weights."""
 
     identity: Identity
     model: Any
     buffers: dict[str, torch.Tensor]
-    tokenizer: Any
-    """Its files are those of the start (`checkpoints.save`)."""
 
 
 def _identity(path: str) -> Identity:

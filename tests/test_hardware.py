@@ -1,0 +1,85 @@
+"""What is read off a machine: the memory of a cgroup, and who multiplies best on its processor."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from selfkd import hardware
+from selfkd.hardware import GIB, available_gib, memory_gib
+from selfkd.training.products import suited_products
+
+mkldnn: Any = torch.backends.mkldnn
+
+AMD = "vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 avx512f avx512_bf16\n"
+STAT = "anon 100\nfile 700\n{0}inactive_file 300\n{0}active_file 200\n"
+
+
+@pytest.fixture
+def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(hardware, "CGROUP", tmp_path)
+    monkeypatch.setattr(hardware, "_meminfo", {"MemTotal": 64.0, "MemAvailable": 50.0}.get)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("folder", "limit", "used", "kind"),
+    [
+        ("", "memory.max", "memory.current", ""),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ],
+)
+def test_a_cgroup_has_what_its_limit_leaves(
+    cgroup: Path, folder: str, limit: str, used: str, kind: str
+) -> None:
+    place = cgroup / folder
+    place.mkdir(exist_ok=True)
+    (place / limit).write_text(f"{8 * GIB}\n")
+    (place / used).write_text(f"{5 * GIB}\n")
+    (place / "memory.stat").write_text(STAT.format(kind))
+    assert memory_gib() == 8.0
+    assert available_gib() == pytest.approx(3 + 500 / GIB, abs=1e-12)  # copies of files make room
+
+
+def test_a_cgroup_without_limit_is_the_whole_machine(cgroup: Path) -> None:
+    (cgroup / "memory.max").write_text("max\n")
+    (cgroup / "memory.current").write_text(f"{5 * GIB}\n")
+    assert (memory_gib(), available_gib()) == (64.0, 50.0)
+
+
+def test_a_limit_beyond_the_machine_frees_nothing(cgroup: Path) -> None:
+    (cgroup / "memory.max").write_text(f"{100 * GIB}\n")
+    (cgroup / "memory.current").write_text("0\n")
+    assert (memory_gib(), available_gib()) == (64.0, 50.0)
+
+
+def test_products_stay_in_float32_whoever_makes_them() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(64, 512), torch.randn(512, 256)
+    exact = a.double() @ b.double()
+    with suited_products():
+        product = a @ b
+    # Factors rounded to bfloat16 would be off by 1e-2.
+    assert (product - exact).abs().max() / exact.abs().mean() < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("told", "taken"),
+    [
+        (AMD, "bf16"),
+        (AMD.replace("avx512_bf16", "amx_bf16"), "none"),
+        (AMD.replace("avx512", "sse"), "none"),
+        (AMD.replace("AuthenticAMD", "GenuineIntel"), "none"),
+        ("", "none"),
+    ],
+)
+def test_onednn_is_taken_only_where_it_is_faster_and_does_not_round(
+    monkeypatch: pytest.MonkeyPatch, told: str, taken: str
+) -> None:
+    lines = {line.partition("\t")[0]: line for line in told.splitlines()}
+    monkeypatch.setattr(hardware, "_cpu", lambda key: lines.get(key, ""))
+    assert mkldnn.matmul.fp32_precision == "none"
+    with suited_products():
+        assert mkldnn.matmul.fp32_precision == taken
+    assert mkldnn.matmul.fp32_precision == "none"
