@@ -13,9 +13,10 @@ from typing import Any
 
 from selfkd.config import resolve
 from selfkd.errors import DataError, UsageError
+from selfkd.files import make_directory, share, write_json
 from selfkd.judging import JudgeSpec
 from selfkd.launch import read_run, staged_run
-from selfkd.ledger import Step, make_directory, share, write_json
+from selfkd.ledger import Step
 from selfkd.records import Prompt, read_prompts
 from selfkd.round import Round
 from selfkd.rules import Rule

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfkd.errors import DataError, InfrastructureError, UsageError
-from selfkd.ledger import file_sha256, sync_directory, write_json
+from selfkd.files import file_sha256, sync_directory, write_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,18 +14,10 @@ import yaml
 
 from selfkd.config import Resolved, resolve
 from selfkd.errors import DataError, SelfkdError, Stopped, UsageError
+from selfkd.files import disk_error, make_directory, share, write_atomically
 from selfkd.hardware import cores
 from selfkd.judging import JudgeSpec, resolve_judge
-from selfkd.ledger import (
-    Ledger,
-    broken,
-    disk_error,
-    make_directory,
-    now,
-    policy_dir,
-    share,
-    write_atomically,
-)
+from selfkd.ledger import Ledger, broken, now, policy_dir
 from selfkd.locks import Presence, RunLock
 from selfkd.mirror import Mirror
 from selfkd.progress import Reporter

@@ -5,12 +5,9 @@ A step directory with a `manifest.json` is finished; one without continues at it
 shard. `step.json` holds the fingerprint of what the step was asked to do.
 """
 
-import contextlib
-import errno
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +19,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selfkd.errors import DataError, InfrastructureError, UsageError
+from selfkd.errors import DataError, UsageError
+from selfkd.files import (
+    disk_error,
+    file_sha256,
+    make_directory,
+    share,
+    write_atomically,
+    write_json,
+)
 from selfkd.records import content_hash
 
 TAKEN_OVER = ("prompts", "generate", "judge")
@@ -32,71 +37,6 @@ TAKEN_OVER = ("prompts", "generate", "judge")
 def now() -> str:
     """UTC time, ISO 8601, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_directory(path: Path) -> None:
-    """Flush a directory entry: a rename is durable only after this."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` so that a reader, or a restart after a crash, sees all of it or none."""
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_directory(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise disk_error(error, path, len(data)) from error
-
-
-FULL = {errno.ENOSPC, errno.EDQUOT}
-REFUSED = {*FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-"""What a file system answers that cannot take a write."""
-
-
-def disk_error(error: OSError, path: Path, need: int = 0) -> InfrastructureError:
-    """Turn a failed write into the error a person can act on; `need` is its size in bytes."""
-    if error.errno in FULL:
-        place = next(p for p in (path, *path.parents) if p.exists())
-        free = shutil.disk_usage(place).free / 1e6
-        wanted = f"{need / 1e6:.3f} MB wanted, " if need else ""
-        return InfrastructureError(
-            f"the disk is full ({error.strerror}): {wanted}{free:.3f} MB free",
-            where=str(path),
-            remedy="free space (keep_policies lets old weights go), then resume the run",
-        )
-    return InfrastructureError(
-        f"cannot write: {error.strerror or error}",
-        where=str(path),
-        remedy="fix the permissions or the disk, then resume the run",
-    )
-
-
-@contextlib.contextmanager
-def writing(path: Path, need: int = 0) -> Iterator[None]:
-    """Give what a file system refuses meanwhile as a `disk_error` about `path`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in REFUSED:
-            raise
-        raise disk_error(error, path, need) from error
 
 
 @dataclass(slots=True)
@@ -217,11 +157,6 @@ def broken(path: Path, reason: str) -> DataError:
     return DataError(
         reason, where=str(path), remedy=f"run `selfkd doctor {run} --repair`, then resume"
     )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a small JSON file atomically."""
-    write_atomically(path, (json.dumps(value, indent=1, default=str) + "\n").encode())
 
 
 MARKER = "round"
@@ -368,29 +303,6 @@ def policy_dir(run: Path, policy: str) -> Path:
     """Where a run keeps the policy `round-N`, or `round-N+STEPS` on the way to it."""
     number, plus, steps = policy.removeprefix("round-").partition("+")
     return run / "policies" / f"round-{int(number):03d}{plus}{steps}"
-
-
-def share(source: Path, target: Path) -> None:
-    """Copy a folder whose files never change: by hard links where the file system allows it."""
-
-    def link(old: str, new: str) -> None:
-        try:
-            os.link(old, new)
-        except OSError:
-            shutil.copy2(old, new)
-
-    try:
-        shutil.copytree(source, target, copy_function=link)
-    except OSError as error:
-        raise disk_error(error, target) from error
-
-
-def make_directory(path: Path) -> None:
-    """Create a directory and its parents, or say why not."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(error, path) from error
 
 
 def _short(value: Any) -> str:

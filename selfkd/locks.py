@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 
 from selfkd.errors import LockHeld
-from selfkd.ledger import disk_error, now
+from selfkd.files import disk_error
+from selfkd.ledger import now
 
 
 class RunLock:

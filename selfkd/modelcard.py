@@ -11,7 +11,8 @@ from typing import Any
 
 from selfkd.board import gate_words
 from selfkd.errors import UsageError
-from selfkd.ledger import policy_dir, write_atomically
+from selfkd.files import write_atomically
+from selfkd.ledger import policy_dir
 from selfkd.metrics import recorded_rows, run_alarms
 from selfkd.models import KNOWN
 from selfkd.policies import CARD

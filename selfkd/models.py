@@ -12,7 +12,7 @@ from pathlib import Path
 
 from selfkd.errors import UsageError
 from selfkd.fetch import KnownModel, fetch, locked, say
-from selfkd.ledger import disk_error, file_sha256
+from selfkd.files import disk_error, file_sha256
 from selfkd.modelfiles import read_object
 
 KNOWN = {

@@ -10,16 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.errors import DataError, UsageError
-from selfkd.ledger import (
-    Ledger,
-    broken,
-    file_sha256,
-    make_directory,
-    policy_dir,
-    sync_directory,
-    write_json,
-    writing,
-)
+from selfkd.files import file_sha256, make_directory, sync_directory, write_json, writing
+from selfkd.ledger import Ledger, broken, policy_dir
 from selfkd.records import content_hash
 from selfkd.retention import is_pruned
 

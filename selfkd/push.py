@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.errors import DataError, InfrastructureError, UsageError
-from selfkd.ledger import broken, file_sha256, policy_dir
+from selfkd.files import file_sha256
+from selfkd.ledger import broken, policy_dir
 from selfkd.modelcard import base_name, is_adapter, model_card, training_of
 from selfkd.policies import CARD, PROBE
 from selfkd.rundir import read_config, read_json, read_lines

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from selfkd.errors import DataError, UsageError
-from selfkd.ledger import Ledger, disk_error, file_sha256, policy_dir, write_atomically
+from selfkd.files import disk_error, file_sha256, write_atomically
+from selfkd.ledger import Ledger, policy_dir
 from selfkd.locks import RunLock
 from selfkd.retention import is_pruned, leftovers
 from selfkd.rundir import STATES, unreadable

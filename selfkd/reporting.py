@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 
 from selfkd.errors import InfrastructureError, LockHeld
+from selfkd.files import make_directory
 from selfkd.hardware import installed
-from selfkd.ledger import make_directory
 from selfkd.progress import Reporter
 from selfkd.tracking import TrackerName, package, wanted
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from selfkd.ledger import Ledger, now, write_json, writing
+from selfkd.files import write_json, writing
+from selfkd.ledger import Ledger, now
 from selfkd.options import Options
 
 TOMBSTONE = "PRUNED.json"

@@ -18,10 +18,11 @@ from selfkd.config import Resolved
 from selfkd.distillation import TeacherName
 from selfkd.enginecalls import EngineCalls
 from selfkd.errors import DataError, UsageError
+from selfkd.files import write_atomically
 from selfkd.gate import paired_test
 from selfkd.judgepool import JudgePool
 from selfkd.judging import JudgeSpec
-from selfkd.ledger import MARKER, Ledger, Step, write_atomically
+from selfkd.ledger import MARKER, Ledger, Step
 from selfkd.metrics import recorded_rows, run_alarms
 from selfkd.modelcard import write_cards
 from selfkd.models import check_model_dir, resolve_model
@@ -167,11 +168,7 @@ class Run:
         if policy is None:
             return None
         return EngineCalls(
-            self.sampler,
-            policy,
-            self.setting.tokenizer,
-            self.setting.context,
-            keep=judge.writes,
+            self.sampler, policy, self.setting.tokenizer, self.setting.context, keep=judge.writes
         )
 
     def judge_batches(

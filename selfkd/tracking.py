@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from selfkd.errors import InfrastructureError, LockHeld, UsageError
+from selfkd.files import disk_error, make_directory, write_json
 from selfkd.hardware import installed
-from selfkd.ledger import disk_error, make_directory, write_json
 from selfkd.metrics import complete_rows
 from selfkd.rundir import (
     of_verb,

@@ -14,10 +14,11 @@ from selfkd.batches import Batch
 from selfkd.cluster import ANYWHERE
 from selfkd.config import Resolved, resolve
 from selfkd.enginecalls import EngineCalls
+from selfkd.files import writing
 from selfkd.judgecalls import Call, Choices
 from selfkd.judging import JudgeSpec
 from selfkd.launch import new_run
-from selfkd.ledger import Ledger, writing
+from selfkd.ledger import Ledger
 from selfkd.nested import Nested
 from selfkd.prompts import open_prompts
 from selfkd.records import VERDICTS, rows_table

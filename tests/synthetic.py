@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from selfkd.ledger import Ledger, Step, make_directory
+from selfkd.files import make_directory
+from selfkd.ledger import Ledger, Step
 from selfkd.records import (
     DECISIONS,
     VERDICTS,

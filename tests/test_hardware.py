@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from selfkd import hardware
-from selfkd.hardware import GIB, available_gib, memory_gib
-from selfkd.training.products import suited_products
+from selfkd.hardware import GIB, available_gib, memory_gib, prefers_onednn
+from selfkd.kernels.products import by_onednn
 
 mkldnn: Any = torch.backends.mkldnn
 
@@ -54,32 +54,39 @@ def test_a_limit_beyond_the_machine_frees_nothing(cgroup: Path) -> None:
     assert (memory_gib(), available_gib()) == (64.0, 50.0)
 
 
-def test_products_stay_in_float32_whoever_makes_them() -> None:
+def test_products_stay_in_float32_where_onednn_is_preferred() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(64, 512), torch.randn(512, 256)
     exact = a.double() @ b.double()
-    with suited_products():
+    with by_onednn(prefers_onednn()):
         product = a @ b
     # Factors rounded to bfloat16 would be off by 1e-2.
     assert (product - exact).abs().max() / exact.abs().mean() < 2e-5
 
 
 @pytest.mark.parametrize(
-    ("told", "taken"),
+    ("told", "preferred"),
     [
-        (AMD, "bf16"),
-        (AMD.replace("avx512_bf16", "amx_bf16"), "none"),
-        (AMD.replace("avx512", "sse"), "none"),
-        (AMD.replace("AuthenticAMD", "GenuineIntel"), "none"),
-        ("", "none"),
+        (AMD, True),
+        (AMD.replace("avx512_bf16", "amx_bf16"), False),
+        (AMD.replace("avx512", "sse"), False),
+        (AMD.replace("AuthenticAMD", "GenuineIntel"), False),
+        ("", False),
     ],
 )
-def test_onednn_is_taken_only_where_it_is_faster_and_does_not_round(
-    monkeypatch: pytest.MonkeyPatch, told: str, taken: str
+def test_onednn_is_preferred_only_where_it_is_faster_and_does_not_round(
+    monkeypatch: pytest.MonkeyPatch, told: str, preferred: bool
 ) -> None:
     lines = {line.partition("\t")[0]: line for line in told.splitlines()}
     monkeypatch.setattr(hardware, "_cpu", lambda key: lines.get(key, ""))
-    assert mkldnn.matmul.fp32_precision == "none"
-    with suited_products():
-        assert mkldnn.matmul.fp32_precision == taken
-    assert mkldnn.matmul.fp32_precision == "none"
+    assert prefers_onednn() is preferred
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_choice_of_products_ends_with_its_block(wanted: bool) -> None:
+    settings: Any = mkldnn.matmul
+    before = settings.fp32_precision
+    with pytest.raises(KeyError), by_onednn(wanted):
+        assert settings.fp32_precision == ("bf16" if wanted else before)
+        raise KeyError
+    assert settings.fp32_precision == before != "bf16"

@@ -107,7 +107,8 @@ def below(package: str) -> list[str]:
         ("records", set()),
         ("errors", set()),
         ("rules", set()),
-        ("ledger", {"selfkd.records", "selfkd.errors"}),
+        ("files", {"selfkd.errors"}),
+        ("ledger", {"selfkd.files", "selfkd.records", "selfkd.errors"}),
     ],
 )
 def test_the_ground_floor_rests_on_nothing_above(module, allowed):

@@ -3,14 +3,14 @@
 C: tokens of a chunk, H: hidden size, V: vocabulary.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from selfkd.kernels.measures import FLOOR, Measure, agreement, closed_form, entropy, log_softmax
+from selfkd.kernels.products import by_onednn
 from selfkd.kernels.result import Rows
 
 BLOCK_BYTES = {"cpu": 2**23, "cuda": 2**26}
@@ -182,7 +182,7 @@ class TorchEngine:
             else:
                 torch.mm(left, right, out_dtype=out.dtype, out=out)
             return
-        with _multiply_in_bfloat16(self.narrow):
+        with by_onednn(self.narrow):
             if add:
                 out.addmm_(left, right)
             else:
@@ -198,17 +198,3 @@ def _in_blocks(
     step = max(1, block_bytes // (vocabulary * logits_CV.element_size()))
     parts = [work(slice(at, min(at + step, count))) for at in range(0, count, step)]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
-
-
-@contextmanager
-def _multiply_in_bfloat16(wanted: bool) -> Iterator[None]:
-    if not wanted:
-        yield
-        return
-    settings: Any = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before

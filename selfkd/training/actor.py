@@ -5,9 +5,9 @@ import socket
 from pathlib import Path
 
 from selfkd.errors import InfrastructureError
+from selfkd.files import writing
 from selfkd.hardware import cores
 from selfkd.imports import large_imports
-from selfkd.ledger import writing
 from selfkd.training.base import LESS_MEMORY, TrainJob, TrainReport
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.training.base import TrainJob
-from selfkd.training.checkpoints import file_errors, load, save, tokenizer_files
+from selfkd.training.checkpoints import cast, file_errors, load, save, tokenizer_files
 from selfkd.training.rounding import round_to_bfloat16
 
 MERGE = "merge.json"
@@ -34,5 +34,5 @@ def merge(adapter: Path, base: Path, out: Path) -> None:
     staged = out.with_name(f".tmp-{out.name}")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
-    save(model, how["dtype"], base, staged)
+    save(model, cast(model, how["dtype"]), base, staged)
     staged.rename(out)

@@ -53,6 +53,11 @@ class TrainOptions(Options):
     lora_save: Literal["merged", "adapter"] = "merged"
     """With LoRA, a policy is stored as a whole model, or as the adapter alone (PEFT format)."""
 
+    @property
+    def adapter_only(self) -> bool:
+        """Whether a policy is stored as an adapter."""
+        return self.lora_rank > 0 and self.lora_save == "adapter"
+
     def steps(self, examples: int) -> int:
         """Optimiser steps of a training on so many examples."""
         return math.ceil(self.epochs * math.ceil(examples / self.batch_size))

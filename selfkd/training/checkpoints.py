@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -75,19 +75,38 @@ def file_errors() -> Iterator[None]:
         raise
 
 
-def save(model: Any, dtype: str, start: Path, out: Path) -> None:
-    """Write the weights in `dtype`, and everything else as it is in the start's directory.
+class Weights(NamedTuple):
+    """A model's weights in the dtype that they are stored in."""
+
+    dtype: str
+    state: dict[str, torch.Tensor]
+    """By name; tied ones are one tensor. Buffers, such as rotary frequencies, are the model's."""
+
+
+def cast(model: Any, dtype: str) -> Weights:
+    """Copies of a model's weights in `dtype`."""
+    copies = {id(p): p.data.to(getattr(torch, dtype)) for p in model.parameters()}
+    state = model.state_dict(keep_vars=True)
+    return Weights(dtype, {name: copies.get(id(v), v.detach()) for name, v in state.items()})
+
+
+def take(model: Any, weights: Weights) -> None:
+    """Have a model hold those weights in place of its own."""
+    for name, parameter in model.named_parameters():
+        parameter.data = weights.state[name]
+
+
+def save(model: Any, weights: Weights, start: Path, out: Path) -> None:
+    """Write the weights, and everything else as it is in the start's directory.
 
     Training changed the model's configs, and some generation configs that are in use are refused by
-    `save_pretrained`.
+    `save_pretrained`. The model itself stays as it is.
     """
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig()
-    for weight in model.parameters():  # and no buffer: rotary frequencies stay float32
-        weight.data = weight.data.to(getattr(torch, dtype))
     with file_errors():
-        model.save_pretrained(out)
+        model.save_pretrained(out, state_dict=weights.state)
     (out / "generation_config.json").unlink()
     for file in start.iterdir():
         own = file.name == "MANIFEST.json" or file.name.endswith(".index.json")
@@ -95,4 +114,5 @@ def save(model: Any, dtype: str, start: Path, out: Path) -> None:
             shutil.copy(file, out / file.name)
     config = json.loads((start / "config.json").read_text())
     config.pop("torch_dtype", None)  # the older name of dtype
-    (out / "config.json").write_text(json.dumps(config | {"dtype": dtype}, indent=2) + "\n")
+    config["dtype"] = weights.dtype
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -4,7 +4,6 @@ A training leaves a file with what it had to ask for, in the folder of its step;
 read it. H: hidden size.
 """
 
-import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from selfkd.ledger import broken, sync_directory
+from selfkd.files import whole_file
+from selfkd.ledger import broken
 from selfkd.records import TEACHER_STATES, content_hash
 from selfkd.rundir import unreadable
 
@@ -72,18 +72,12 @@ def leave(path: Path, found: Mapping[str, Tensor], dtype: torch.dtype, width: in
     per_group = max(1, GROUP // max(states.nbytes for states in found.values()))
     items = list(found.items())
     options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
-    temporary = path.with_name(f".tmp-{path.name}")
-    with temporary.open("wb") as sink:
-        with pq.ParquetWriter(sink, schema, **options) as writer:
-            for at in range(0, len(items), per_group):
-                keys, states = zip(*items[at : at + per_group], strict=True)
-                raw = [s.contiguous().view(torch.uint8).numpy().tobytes() for s in states]
-                columns = [pa.array(keys), pa.array(raw, pa.large_binary())]
-                writer.write_table(pa.table(columns, schema=schema))
-        sink.flush()
-        os.fsync(sink.fileno())
-    temporary.replace(path)
-    sync_directory(path.parent)
+    with whole_file(path) as sink, pq.ParquetWriter(sink, schema, **options) as writer:
+        for at in range(0, len(items), per_group):
+            keys, states = zip(*items[at : at + per_group], strict=True)
+            raw = [s.contiguous().view(torch.uint8).numpy().tobytes() for s in states]
+            columns = [pa.array(keys), pa.array(raw, pa.large_binary())]
+            writer.write_table(pa.table(columns, schema=schema))
 
 
 def _metadata(dtype: torch.dtype, width: int) -> dict[bytes, bytes]:

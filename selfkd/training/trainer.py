@@ -5,6 +5,7 @@ import itertools
 import json
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,32 @@ import pyarrow.parquet as pq
 import torch
 
 from selfkd.errors import DataError, Diverged
+from selfkd.files import file_sha256
 from selfkd.hardware import (
     available_gib,
     compute_dtype,
     memory_gib,
+    prefers_onednn,
     resident_gib,
     trim_memory,
 )
 from selfkd.kernels import pages
-from selfkd.ledger import file_sha256
+from selfkd.kernels.products import by_onednn
 from selfkd.models import check_model_dir
 from selfkd.records import Example, read_rows
 from selfkd.training.adapters import merge, save_adapter
 from selfkd.training.attention import suited_attention
 from selfkd.training.base import CANARY_TOKENS, TrainJob, TrainReport
-from selfkd.training.checkpoints import gathered, load, load_part, save, tokenizer_files
+from selfkd.training.checkpoints import (
+    cast,
+    gathered,
+    load,
+    load_part,
+    save,
+    take,
+    tokenizer_files,
+)
 from selfkd.training.probe import UNKNOWN, Distances, Yardstick
-from selfkd.training.products import suited_products
 from selfkd.training.rounding import RoundedSteps, round_to_bfloat16
 from selfkd.training.state import continue_training, save_state
 
@@ -56,7 +66,7 @@ class Workbench:
         self._usual = 0.0
         """Memory that this process held after its first work, GiB."""
 
-    @suited_products()
+    @by_onednn(prefers_onednn())
     def train(self, job: TrainJob) -> TrainReport:
         """Train as `job` says; see `LocalTrainer.train` in `actor.py`."""
         from transformers import set_seed
@@ -87,33 +97,40 @@ class Workbench:
         # Without the wrapper that computes in the training's dtype.
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         dtype = _stored_dtype(job)
-        adapter = job.options.lora_rank > 0 and job.options.lora_save == "adapter"
         if job.fsdp:
             model = gathered(model, Path(job.start_path))
         if not saves:
             return _report(trainer, examples, started, step_seconds)
-        if adapter:
+        if job.options.adapter_only:
             save_adapter(model, job, dtype)
         if job.options.lora_rank:
             model = model.merge_and_unload()
         if dtype == "bfloat16":
             round_to_bfloat16(model, job.seed)
-        # Before it is saved: that leaves it in bfloat16, which not every processor multiplies.
         canary = _canary(model, examples)
-        moved = yardstick.measure(model) if yardstick else UNKNOWN
-        whole = job.merged_dir if adapter else job.out_dir
-        if whole:
-            # Saving rounds them too, and unlike the weights they are not meant to be.
-            buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-            save(model, dtype, Path(job.start_path), Path(whole))
-            if not (job.fsdp or torch.cuda.is_available()):  # there TRL leaves its marks on a model
-                # Accelerate's mark: a model that has it would not be given autocast again.
-                model.__dict__.pop("_is_accelerate_prepared", None)
-                self._kept = _Kept(_identity(whole), model, buffers)
+        moved = self._leave(model, dtype, job, yardstick)
         report = _report(trainer, examples, started, step_seconds, canary, moved)
         del trainer, model
         self._free_memory()
         return report
+
+    def _leave(
+        self, model: Any, dtype: str, job: TrainJob, yardstick: Yardstick | None
+    ) -> Distances:
+        """Write a trained model and keep it for the next training; how far it has moved, which is
+        measured while the disk writes."""
+        out = job.merged_dir or job.out_dir
+        weights = cast(model, dtype)
+        with ThreadPoolExecutor(1) as disk:
+            saved = disk.submit(save, model, weights, Path(job.start_path), Path(out))
+            moved = yardstick.measure(model) if yardstick else UNKNOWN
+        saved.result()
+        if not (job.fsdp or torch.cuda.is_available()):  # there TRL leaves its marks on a model
+            # Accelerate's mark: a model that has it would not be given autocast again.
+            model.__dict__.pop("_is_accelerate_prepared", None)
+            take(model, weights)
+            self._kept = _Kept(_identity(out), model)
+        return moved
 
     def _start(self, job: TrainJob) -> Any:
         """The model to train, in float32: that in memory if it is what is stored there."""
@@ -121,10 +138,7 @@ class Workbench:
         if job.fsdp:
             return load_part(job.start_path, compute_dtype(job.options.dtype))
         if kept and kept.identity == _identity(job.start_path):
-            model = kept.model.float().requires_grad_(True)
-            for name, buffer in model.named_buffers():
-                buffer.copy_(kept.buffers[name])
-            return _with_adapter(model, job)
+            return _with_adapter(kept.model.float().requires_grad_(True), job)
         del kept
         return _load(job)
 
@@ -170,7 +184,6 @@ class _Kept:
 
     identity: Identity
     model: Any
-    buffers: dict[str, torch.Tensor]
 
 
 def _identity(path: str) -> Identity:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from selfkd.ledger import Step, write_atomically
+from selfkd.files import write_atomically
+from selfkd.ledger import Step
 from selfkd.prompts import PromptSource
 from selfkd.records import Prompt, content_hash, prompts_table, read_prompts
 from selfkd.sampling.base import Sampling

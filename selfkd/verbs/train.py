@@ -87,7 +87,6 @@ def _job(
     round: "Round", step: Step, objective: Objective, plan: Plan, name: str, steps: int
 ) -> TrainJob:
     policies, segment = round.run.policies, plan.segment
-    adapter = plan.options.lora_rank > 0 and plan.options.lora_save == "adapter"
     staged = policies.staging(name)
     stretch = None
     if segment and segment.total > segment.steps:
@@ -110,7 +109,7 @@ def _job(
         seed=round.run.config.seed * 1000 + round.number,
         options=plan.options,
         max_steps=steps,
-        merged_dir=str(policies.staging_merged(name)) if adapter else None,
+        merged_dir=str(policies.staging_merged(name)) if plan.options.adapter_only else None,
         ref_path=str(plan.ref.path) if plan.ref else None,
         stretch=stretch,
         probe=_probe(round, plan, staged) if not segment or segment.last else None,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfkd.errors import UsageError
-from selfkd.ledger import disk_error
+from selfkd.files import disk_error
 from selfkd.terminal import one_line
 from selfkd.viewer.lines import TITLES, Document, lines_of
 

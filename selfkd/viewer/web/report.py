@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.errors import UsageError
-from selfkd.ledger import disk_error, write_atomically
+from selfkd.files import disk_error, write_atomically
 from selfkd.rundir import APART
 from selfkd.viewer.browse import Wanted, browse
 from selfkd.viewer.shapes import round_shapes
