@@ -50,7 +50,7 @@ LARGE_BLOCKS = {
     "MALLOC_TRIM_THRESHOLD_": str(2**62),
     "MALLOC_TOP_PAD_": str(64 * 2**20),
 }
-"""Has glibc keep what an actor frees, until `hardware.trim_memory`. By itself it maps a block of
+"""Has glibc keep what an actor frees, until `hardware.FreedMemory`. By itself it maps a block of
 more than 32 MiB anew and gives it back at once: logits, or the gradient of an output head, come as
 pages to be cleared one by one, in each forward pass and each step. Other C libraries ignore it."""
 PATIENCE = 30.0

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from selfkd import hardware
-from selfkd.hardware import GIB, available_gib, memory_gib, prefers_onednn
+from selfkd.hardware import GIB, FreedMemory, available_gib, memory_gib, prefers_onednn
 from selfkd.kernels.products import by_onednn
 
 mkldnn: Any = torch.backends.mkldnn
@@ -52,6 +53,20 @@ def test_a_limit_beyond_the_machine_frees_nothing(cgroup: Path) -> None:
     (cgroup / "memory.max").write_text(f"{100 * GIB}\n")
     (cgroup / "memory.current").write_text("0\n")
     assert (memory_gib(), available_gib()) == (64.0, 50.0)
+
+
+def test_memory_goes_back_to_the_system_only_where_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given_back = Mock()
+    monkeypatch.setattr(hardware, "memory_gib", lambda: 8.0)
+    monkeypatch.setattr(hardware, "trim_memory", given_back.c_library)
+    freed = FreedMemory(given_back.kernels)
+    for free, held, calls in ((2.1, 1.0, 0), (1.9, 1.0, 1), (2.1, 1.4, 1), (2.1, 1.6, 2)):
+        monkeypatch.setattr(hardware, "available_gib", lambda free=free: free)
+        monkeypatch.setattr(hardware, "resident_gib", lambda held=held: held)
+        freed.settle()
+        assert given_back.c_library.call_count == given_back.kernels.call_count == calls
 
 
 def test_products_stay_in_float32_where_onednn_is_preferred() -> None:

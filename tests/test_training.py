@@ -27,7 +27,6 @@ from selfkd.cluster import ANYWHERE, Cluster
 from selfkd.errors import DataError, Diverged, InfrastructureError, UsageError
 from selfkd.records import EXAMPLES, Example, rows_table
 from selfkd.trainers import Trainers
-from selfkd.training import trainer as bench
 from selfkd.training.actor import LocalTrainer
 from selfkd.training.base import TrainJob, TrainOptions
 from selfkd.training.collator import Collator
@@ -359,21 +358,6 @@ def test_want_of_memory_is_told_with_what_to_do(tiny_model: Path, tmp_path: Path
         resource.setrlimit(resource.RLIMIT_AS, former)
     assert "micro_batch_size" in caught.value.remedy and caught.value.exit_code == 5
     assert not list(Path(task.out_dir).iterdir())
-
-
-def test_memory_goes_back_to_the_system_only_where_it_is_needed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    given_back = Mock()
-    monkeypatch.setattr(bench, "memory_gib", lambda: 8.0)
-    monkeypatch.setattr(bench, "trim_memory", given_back.c_library)
-    monkeypatch.setattr(bench.pages, "release", given_back.kernels)
-    trains = bench.Workbench()
-    for free, held, calls in ((2.1, 1.0, 0), (1.9, 1.0, 1), (2.1, 1.4, 1), (2.1, 1.6, 2)):
-        monkeypatch.setattr(bench, "available_gib", lambda free=free: free)
-        monkeypatch.setattr(bench, "resident_gib", lambda held=held: held)
-        trains._free_memory()
-        assert given_back.c_library.call_count == given_back.kernels.call_count == calls
 
 
 def test_a_tokenizer_is_read_again_only_when_its_files_change(

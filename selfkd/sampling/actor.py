@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from selfkd.hardware import trim_memory
+from selfkd.hardware import FreedMemory
 from selfkd.imports import large_imports, spare_pandas
 from selfkd.records import texts
 from selfkd.sampling.base import Answer, Completion, Engine, Request, Sampling, Work
@@ -109,6 +109,7 @@ class SamplerActor(Receiver):
     def __init__(self, engine: EngineOptions, policy: str, path: str, seed: int) -> None:
         spare_pandas()
         self._desk = Desk(lambda: _start(engine, policy, path, seed))
+        self._freed = FreedMemory()
         self._in_hand = max(IN_HAND, 2 * engine.options.get("max_num_seqs", 0))
 
     @property
@@ -126,7 +127,7 @@ class SamplerActor(Receiver):
             if engine.policy != policy:
                 self._score(engine, canary)
                 engine.load(policy, path)
-                trim_memory()
+                self._freed.settle()
 
         self._desk.alone(load)
 

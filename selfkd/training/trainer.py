@@ -15,14 +15,7 @@ import torch
 
 from selfkd.errors import DataError, Diverged
 from selfkd.files import file_sha256
-from selfkd.hardware import (
-    available_gib,
-    compute_dtype,
-    memory_gib,
-    prefers_onednn,
-    resident_gib,
-    trim_memory,
-)
+from selfkd.hardware import FreedMemory, compute_dtype, prefers_onednn
 from selfkd.kernels import pages
 from selfkd.kernels.products import by_onednn
 from selfkd.models import check_model_dir
@@ -43,12 +36,6 @@ from selfkd.training.probe import UNKNOWN, Distances, Yardstick
 from selfkd.training.rounding import RoundedSteps, round_to_bfloat16
 from selfkd.training.state import continue_training, save_state
 
-SCARCE = 0.25
-"""Share of the machine's memory below which what is free is scarce."""
-GROWN = 1.5
-"""How much more than after its first training a process may hold: freed blocks have holes, and of
-trainings of one size it comes to hold 1.3 to 1.6 times as much."""
-
 
 class Workbench:
     """Trains one policy after the other in this process, and keeps the last one's model in memory.
@@ -63,8 +50,7 @@ class Workbench:
         """The model that was saved last: the next training often starts from it."""
         self._tokenizer: tuple[Any, Any] = (None, None)
         """The last one, after the content of its files."""
-        self._usual = 0.0
-        """Memory that this process held after its first work, GiB."""
+        self._freed = FreedMemory(pages.release)
 
     @by_onednn(prefers_onednn())
     def train(self, job: TrainJob) -> TrainReport:
@@ -120,10 +106,13 @@ class Workbench:
         """Write a trained model and keep it for the next training; how far it has moved, which is
         measured while the disk writes."""
         out = job.merged_dir or job.out_dir
-        weights = cast(model, dtype)
+        weights, cores = cast(model, dtype), torch.get_num_threads()
         with ThreadPoolExecutor(1) as disk:
             saved = disk.submit(save, model, weights, Path(job.start_path), Path(out))
+            # One core writes; products that were shared with it would wait for it.
+            torch.set_num_threads(max(1, cores - 1))
             moved = yardstick.measure(model) if yardstick else UNKNOWN
+        torch.set_num_threads(cores)
         saved.result()
         if not (job.fsdp or torch.cuda.is_available()):  # there TRL leaves its marks on a model
             # Accelerate's mark: a model that has it would not be given autocast again.
@@ -157,16 +146,11 @@ class Workbench:
         self._free_memory()
 
     def _free_memory(self) -> None:
-        """Free what a training used: for the next one, which would have to have it cleared again,
-        or back to the system where that is short of it or this process holds ever more."""
+        """Free what a training used."""
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        held = resident_gib()
-        self._usual = self._usual or held
-        if available_gib() < SCARCE * memory_gib() or held > GROWN * self._usual:
-            pages.release()
-            trim_memory()
+        self._freed.settle()
 
 
 def _yardstick(model: Any, job: TrainJob) -> Yardstick | None:
