@@ -34,8 +34,10 @@ from peers import (
 )
 from torch import Tensor
 
+from selfkd.hardware import prefers_onednn
 from selfkd.kernels import pages
 from selfkd.kernels.chunked import CHUNK_BYTES
+from selfkd.kernels.products import by_onednn
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 MIB = 2**20
@@ -154,6 +156,7 @@ def machine() -> str:
     )
 
 
+@by_onednn(prefers_onednn())  # as in a trainer
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to check the script")

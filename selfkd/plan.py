@@ -1,30 +1,36 @@
 """What a run would do, before it does it: prompts, samples, tokens, disk, memory and time."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from selfkd.assembly import check_fit, engine_kind, open_run_prompts
+from selfkd.chat import load_tokenizer, render_all
 from selfkd.config import Resolved
-from selfkd.hardware import cores, has_gpu
+from selfkd.hardware import compute_dtype, cores, has_gpu
 from selfkd.memory import GIB, parameters
 from selfkd.models import find_model, require_model
+from selfkd.records import Prompt
 
 CHARS_PER_TOKEN = 4
-"""English text under a byte-pair vocabulary; only for plans."""
-SAMPLED_PER_CORE = 200
-TRAINED_PER_CORE = 250
-"""Tokens a second and core that SmolLM2-135M samples with vLLM and trains in bf16 on AVX512-bf16
-cores (`make bench`); other models scale with their parameters."""
+"""English text under a byte-pair vocabulary; only for models that are not here yet."""
+RENDERED = 1000
+"""Most prompts whose tokens are counted; others are taken to be like them."""
+SAMPLED_PER_CORE = {"bfloat16": 200, "float32": 130}
+TRAINED_PER_CORE = {"bfloat16": 250, "float32": 130}
+"""Tokens a second and core that SmolLM2-135M at least samples with vLLM and trains on cores with
+AVX-512 (`make bench`); other models scale with their parameters."""
 MEASURED_PARAMETERS = 135e6
 BYTES_PER_SAMPLE = 400
 """Parquet bytes of a short sample with its verdict, decision and example."""
 
 
 def make_plan(resolved: Resolved) -> dict[str, Any]:
-    """The plan as plain values; checks prompts, plug-ins, memory; loads no model, writes nothing.
+    """The plan as plain values; checks prompts, plug-ins, chat template and memory; loads no model
+    and writes nothing.
 
-    Tokens are an upper bound: every completion at its full length. Time is a rough estimate for
-    CPU, null on GPU and for models that are not on this machine yet.
+    Sampled tokens are an upper bound: every completion at its full length. Time is a rough estimate
+    for CPU, null on GPU and for models that are not on this machine yet.
     """
     config, options = resolved.config, resolved.options
     require_model(config.model)
@@ -34,7 +40,7 @@ def make_plan(resolved: Resolved) -> dict[str, Any]:
     longest = config.sampling.max_tokens
     evaluated = len(heldout) * (options.rounds + 1) if resolved.gold_judge else 0
     completion_tokens = (samples * (options.rounds + 1) + evaluated) * longest
-    characters = sum(len(m["content"]) for p in prompts for m in p.messages)
+    model = find_model(config.model)
     plan: dict[str, Any] = {
         "loop": resolved.loop.name,
         "model": config.model,
@@ -45,11 +51,20 @@ def make_plan(resolved: Resolved) -> dict[str, Any]:
         "prompts_per_round": len(prompts),
         "heldout": len(heldout),
         "samples_per_round": samples,
-        "prompt_tokens_per_round": characters // CHARS_PER_TOKEN,
+        "prompt_tokens_per_round": _prompt_tokens(model, config.chat_template, prompts),
         "completion_tokens_at_most": completion_tokens,
         "prompt_report": source.report,
     }
-    return plan | _costs(resolved, find_model(config.model), samples, completion_tokens)
+    return plan | _costs(resolved, model, samples, completion_tokens)
+
+
+def _prompt_tokens(model: Path | None, template: str | None, prompts: Sequence[Prompt]) -> int:
+    """Of all prompts, as the model's chat template renders them; raises where it cannot."""
+    if model is None:
+        return sum(len(m["content"]) for p in prompts for m in p.messages) // CHARS_PER_TOKEN
+    some = [p.messages for p in prompts[:RENDERED]]
+    tokens = sum(map(len, render_all(load_tokenizer(model, template), some)))
+    return tokens * len(prompts) // max(1, len(some))
 
 
 def _costs(
@@ -62,8 +77,11 @@ def _costs(
     size = sum(f.stat().st_size for f in model.glob("*.safetensors")) / GIB
     memory, swap = check_fit(resolved, model)
     scale = cores() * MEASURED_PARAMETERS / max(count, 1)
-    trained = samples * rounds * resolved.config.train.epochs * resolved.config.sampling.max_tokens
-    seconds = completion_tokens / (SAMPLED_PER_CORE * scale) + trained / (TRAINED_PER_CORE * scale)
+    config = resolved.config
+    trained = samples * rounds * config.train.epochs * config.sampling.max_tokens
+    sampling = SAMPLED_PER_CORE[compute_dtype(config.engine.dtype)] * scale
+    training = TRAINED_PER_CORE[compute_dtype(config.train.dtype)] * scale
+    seconds = completion_tokens / sampling + trained / training
     return {
         "model_present": True,
         "parameters": count,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from selfkd import launch
+from selfkd.chat import load_tokenizer, render
 from selfkd.config import load
 from selfkd.errors import UsageError
 from selfkd.launch import new_run, read_run, resume_run
@@ -78,6 +79,18 @@ def test_dry_run_prints_the_plan_and_writes_nothing(call, tmp_path):
     # Four rounds are sampled (the last policy's too) and held-out is answered by four policies.
     assert plan["completion_tokens_at_most"] == (4 * 40 + 4 * 4) * 40
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_dry_run_renders_prompts_as_the_run_will(call, tmp_path):
+    every = ["--dry-run", "--json", "prompts.heldout=0", "prompts.per_round=12"]
+    plan = json.loads(call("run", "run.yaml", *every).out)
+    tokenizer = load_tokenizer(tmp_path / "model")
+    asked = [json.loads(line)["prompt"] for line in (tmp_path / "sums.jsonl").open()]
+    tokens = [render(tokenizer, [{"role": "user", "content": text}]) for text in asked]
+    assert plan["prompt_tokens_per_round"] == sum(map(len, tokens))
+    (tmp_path / "none.jinja").write_text("{{ raise_exception('nobody may speak') }}")
+    refused = call("run", "run.yaml", *every, "chat_template=none.jinja")
+    assert refused.code == 4 and "nobody may speak" in refused.err
 
 
 @pytest.mark.parametrize(
