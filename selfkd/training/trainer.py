@@ -1,10 +1,11 @@
 """Makes one policy out of another, and says how that went: the work of a trainer's process."""
 
+import contextlib
 import gc
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,13 +107,10 @@ class Workbench:
         """Write a trained model and keep it for the next training; how far it has moved, which is
         measured while the disk writes."""
         out = job.merged_dir or job.out_dir
-        weights, cores = cast(model, dtype), torch.get_num_threads()
-        with ThreadPoolExecutor(1) as disk:
+        weights = cast(model, dtype)
+        with ThreadPoolExecutor(1) as disk, _one_core_spared():
             saved = disk.submit(save, model, weights, Path(job.start_path), Path(out))
-            # One core writes; products that were shared with it would wait for it.
-            torch.set_num_threads(max(1, cores - 1))
             moved = yardstick.measure(model) if yardstick else UNKNOWN
-        torch.set_num_threads(cores)
         saved.result()
         if not (job.fsdp or torch.cuda.is_available()):  # there TRL leaves its marks on a model
             # Accelerate's mark: a model that has it would not be given autocast again.
@@ -151,6 +149,17 @@ class Workbench:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self._freed.settle()
+
+
+@contextlib.contextmanager
+def _one_core_spared() -> Iterator[None]:
+    """Leave a core to another thread: a product that shared it would wait for that one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _yardstick(model: Any, job: TrainJob) -> Yardstick | None:
