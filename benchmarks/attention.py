@@ -17,6 +17,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from selfkd.cluster import LARGE_BLOCKS
+from selfkd.hardware import prefers_onednn
+from selfkd.kernels.products import by_onednn
 
 LENGTHS = (32, 64, 128, 256, 384, 512)
 ROWS, HEADS, KEYS, SIZE = 16, 9, 3, 64
@@ -48,6 +50,7 @@ def seconds(attention: object, tensors: list[Tensor], mask: Tensor) -> float:
     return time.perf_counter() - started
 
 
+@by_onednn(prefers_onednn())  # as in a trainer
 def main() -> None:
     """Print a table; each figure is the best of turns in which both took part."""
     if not LARGE_BLOCKS.items() <= os.environ.items():  # read when a process starts

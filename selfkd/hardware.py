@@ -109,6 +109,12 @@ def prefers_onednn() -> bool:
     return "AuthenticAMD" in _cpu("vendor_id") and "avx512f" in flags and "amx_bf16" not in flags
 
 
+def trains_by_onednn(dtype: str) -> bool:
+    """Whether a training in `dtype` has its products made by oneDNN: on a CPU, and in float32 where
+    that one is preferred."""
+    return not has_gpu() and (dtype == "bfloat16" or prefers_onednn())
+
+
 def _cpu_flags() -> frozenset[str]:
     return frozenset(_cpu("flags").split())
 

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 
 from selfkd.errors import InfrastructureError
-from selfkd.hardware import has_gpu, memory_gib
+from selfkd.hardware import memory_gib, trains_by_onednn
 from selfkd.modelfiles import read_object, tensor_shapes
 
 GIB = 2**30
@@ -85,9 +85,10 @@ def footprint(
     state = 4 if lora_rank else 16 + 4 * rounded
     # Activations: about 34 values a token and layer at width `hidden_size` (Korthikanti et al.
     # 2022, arXiv:2205.05198), and fp32 logits with their gradient. Attention scores are kept of
-    # short rows only, after the softmax in float32 and in bfloat16.
+    # short rows only, after the softmax in float32 and, where that is another one, in bfloat16.
     layers, hidden = config.get("num_hidden_layers", 0), config.get("hidden_size", 0)
-    scores = 6 * config.get("num_attention_heads", 0) * SHORT_ROW * (rounded and not has_gpu())
+    score = (6 if rounded else 4) if trains_by_onednn(trained_in) else 0
+    scores = score * config.get("num_attention_heads", 0) * SHORT_ROW
     activations = batch_tokens * (
         layers * (34 * hidden * (1 if rounded else 2) + scores) + 8 * config.get("vocab_size", 0)
     )

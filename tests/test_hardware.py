@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from selfkd import hardware
-from selfkd.hardware import GIB, FreedMemory, available_gib, memory_gib, prefers_onednn
+from selfkd.hardware import (
+    GIB,
+    FreedMemory,
+    available_gib,
+    memory_gib,
+    prefers_onednn,
+    trains_by_onednn,
+)
 from selfkd.kernels.products import by_onednn
 
 mkldnn: Any = torch.backends.mkldnn
@@ -95,6 +102,18 @@ def test_onednn_is_preferred_only_where_it_is_faster_and_does_not_round(
     lines = {line.partition("\t")[0]: line for line in told.splitlines()}
     monkeypatch.setattr(hardware, "_cpu", lambda key: lines.get(key, ""))
     assert prefers_onednn() is preferred
+
+
+@pytest.mark.parametrize(
+    ("gpu", "preferred", "narrow", "wide"),
+    [(False, False, True, False), (False, True, True, True), (True, True, False, False)],
+)
+def test_a_training_is_onednns_by_its_dtype(
+    monkeypatch: pytest.MonkeyPatch, gpu: bool, preferred: bool, narrow: bool, wide: bool
+) -> None:
+    monkeypatch.setattr(hardware, "has_gpu", lambda: gpu)
+    monkeypatch.setattr(hardware, "prefers_onednn", lambda: preferred)
+    assert (trains_by_onednn("bfloat16"), trains_by_onednn("float32")) == (narrow, wide)
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -7,7 +7,6 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from selfkd.errors import DataError, InfrastructureError
-from selfkd.hardware import has_gpu
 from selfkd.memory import GIB, SHORT_ROW, Footprint, context_length, footprint, parameters
 
 
@@ -24,18 +23,22 @@ def test_parameters_are_counted_without_loading_the_model(tiny_model):
     assert parameters(tiny_model) == sum(p.numel() for p in model.parameters())
 
 
-def test_a_trainer_holds_what_its_dtype_and_its_adapter_ask_for(tiny_model):
+@pytest.mark.parametrize(("onednn", "kept"), [("", (0, 0)), ("bfloat16", (0, 6)), ("both", (4, 6))])
+def test_a_trainer_holds_what_its_dtype_and_its_adapter_ask_for(
+    tiny_model, monkeypatch, onednn, kept
+):
+    monkeypatch.setattr("selfkd.memory.trains_by_onednn", lambda dtype: onednn in (dtype, "both"))
     count = parameters(tiny_model)
     adapter = plan(tiny_model, "float32", lora_rank=8)
     assert plan(tiny_model, "float32") - adapter == pytest.approx(12 * count)
-    # In bfloat16 there is a second copy of the weights, and activations are half as wide; but on a
-    # CPU the attention scores of short rows are kept, twice.
+    # In bfloat16 there is a second copy of the weights, and activations are half as wide. Where
+    # oneDNN multiplies, the attention scores of short rows are kept, in bfloat16 twice.
     assert plan(tiny_model, "bfloat16") - adapter == pytest.approx(16 * count)
     wide = plan(tiny_model, "float32", tokens=10_000) - plan(tiny_model, "float32")
     narrow = plan(tiny_model, "bfloat16", tokens=10_000) - plan(tiny_model, "bfloat16")
     layers, hidden, heads = 2, 32, 2
-    scores = 0 if has_gpu() else heads * SHORT_ROW * (4 + 2)
-    assert wide - narrow == pytest.approx(10_000 * layers * (34 * hidden - scores))
+    scores = heads * SHORT_ROW * (kept[0] - kept[1])
+    assert wide - narrow == pytest.approx(10_000 * layers * (34 * hidden + scores))
 
 
 def test_what_cannot_fit_is_refused_with_its_remedy():

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
+from selfkd.hardware import trains_by_onednn
 from selfkd.memory import SHORT_ROW
 from selfkd.records import Example
 
@@ -14,12 +13,12 @@ from selfkd.records import Example
 def suited_attention(model: Any, examples: Sequence[Example], dtype: str) -> Iterator[None]:
     """Train with plain products and a softmax where they are faster and their scores are small.
 
-    In bfloat16 the kernel for CPUs takes 2.5 to 4 times as long on rows of up to `SHORT_ROW`
-    tokens, and as long on ones of 300 (`benchmarks/attention.py`).
+    With oneDNN's products the kernel for CPUs takes 2.5 to 6 times as long on rows of up to
+    `SHORT_ROW` tokens, and as long on ones of 300 in bfloat16 (`benchmarks/attention.py`).
     """
     usual = model.config._attn_implementation
     short = _longest(examples) <= SHORT_ROW
-    if usual != "sdpa" or dtype != "bfloat16" or torch.cuda.is_available() or not short:
+    if usual != "sdpa" or not trains_by_onednn(dtype) or not short:
         yield
         return
     model.set_attn_implementation("eager")

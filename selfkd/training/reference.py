@@ -104,7 +104,8 @@ class ReferencedTrainer(WeightedSFTTrainer):
         """Give every row its `reference`."""
         size = self.args.per_device_train_batch_size
         own = job.ref_path in (None, job.start_path)
-        model: Any = self.model if own else _reference(str(job.ref_path), self.args.device)
+        policy: Any = self.model
+        model = policy if own else _reference(str(job.ref_path), policy)
         off = model.disable_adapter() if own and job.options.lora_rank else nullcontext()
         training = model.training
         model.eval()
@@ -118,9 +119,11 @@ class ReferencedTrainer(WeightedSFTTrainer):
         model.train(training)
 
 
-def _reference(path: str, device: Any) -> Any:
+def _reference(path: str, policy: Any) -> Any:
+    """The model of a directory, to be asked as the policy is."""
     from trl.trainer.utils import add_fused_lm_head
 
     model = load(path)
+    model.set_attn_implementation(policy.config._attn_implementation)
     add_fused_lm_head(model)
-    return model.to(device)
+    return model.to(policy.device)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,9 @@ class Workbench:
         check_model_dir(Path(job.start_path))
         set_seed(job.seed)
         model = self._start(job)
-        trainer = _make_trainer(model, self._read_tokenizer(job.start_path), examples, job)
+        attention = partial(suited_attention, model, examples, compute_dtype(job.options.dtype))
+        with attention():  # a reference is asked as the policy will be
+            trainer = _make_trainer(model, self._read_tokenizer(job.start_path), examples, job)
         trainer.grad_norm_limit = job.options.grad_norm_limit
         if compute_dtype(job.options.dtype) == "bfloat16":
             trainer.add_callback(RoundedSteps(trainer.model, job.rounding_seed))
@@ -76,7 +79,7 @@ class Workbench:
             place = Path(state) if state else None
             continue_training(trainer, job.stretch.first, job.stretch.total, place)
         began = time.monotonic()
-        with suited_attention(model, examples, compute_dtype(job.options.dtype)):
+        with attention():
             trainer.train()
         step_seconds = time.monotonic() - began
         if job.stretch and job.stretch.state_to:
